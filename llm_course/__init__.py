@@ -1,0 +1,67 @@
+"""Large language models from scratch: the Transformer, BERT, GPT and T5.
+
+Names are imported when they are first used, so `import llm_course` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TransformerConfig": "llm_course.configs",
+    "BERTConfig": "llm_course.configs",
+    "GPTConfig": "llm_course.configs",
+    "T5Config": "llm_course.configs",
+    "TrainConfig": "llm_course.configs",
+    "Transformer": "llm_course.models.transformer",
+    "BERT": "llm_course.models.bert",
+    "GPT": "llm_course.models.gpt",
+    "T5": "llm_course.models.t5",
+    "Tokenizer": "llm_course.tokenizers.library",
+    "generate": "llm_course.generation.decode",
+    "train": "llm_course.training.loop",
+}
+
+if TYPE_CHECKING:
+    from llm_course.configs import (
+        BERTConfig,
+        GPTConfig,
+        T5Config,
+        TrainConfig,
+        TransformerConfig,
+    )
+    from llm_course.generation.decode import generate
+    from llm_course.models.bert import BERT
+    from llm_course.models.gpt import GPT
+    from llm_course.models.t5 import T5
+    from llm_course.models.transformer import Transformer
+    from llm_course.tokenizers.library import Tokenizer
+    from llm_course.training.loop import train
+
+__all__ = [
+    "BERT",
+    "GPT",
+    "T5",
+    "BERTConfig",
+    "GPTConfig",
+    "T5Config",
+    "Tokenizer",
+    "TrainConfig",
+    "Transformer",
+    "TransformerConfig",
+    "generate",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'llm_course' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

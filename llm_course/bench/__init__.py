@@ -1,0 +1,1 @@
+"""Recorded long runs and the comparison with other libraries."""

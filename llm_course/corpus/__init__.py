@@ -1,0 +1,1 @@
+"""Text and labelled tasks: the generated Town, and readers of files and hub data sets."""
