@@ -48,6 +48,7 @@ lint: .venv/dev.stamp  ## ruff, types, room order, spelling, workflows
 	ruff check .
 	ruff format --check .
 	mypy
+	MYPYPATH=tools mypy tools/*.py
 	lint-imports
 	codespell
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -58,16 +59,16 @@ unit: .venv/dev.stamp  ## the tests of the package, the tools and the pages
 	pytest -m compile --no-shape-checks
 
 nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored outputs
-	OMP_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval --nbval-current-env \
-	  --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval \
+	  --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
-notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py and write the .ipynb beside each
-	$(BIN)/python tools/notebooks.py
+notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py (or NAMES="12 13") and write the .ipynb beside each
+	$(BIN)/python tools/notebooks.py $(NAMES)
 
-student: .venv/dev.stamp  ## write student/: the notebooks without solutions
+student: .venv/book.stamp  ## write student/: the notebooks without solutions
 	$(BIN)/python tools/student.py
 
-coverage-map: .venv/dev.stamp  ## which formulas, steps and claims of the source are covered, and where
+coverage-map: | $(BIN)/python  ## which formulas, steps and claims of the source are covered, and where
 	$(BIN)/python tools/coverage_map.py
 
 lab: .venv/lab.stamp  ## open JupyterLab with the course's kernel
@@ -78,4 +79,4 @@ lock: | $(BIN)/python  ## write requirements.lock anew from pyproject.toml (need
 	$(BIN)/python tools/lock.py
 
 clean:  ## remove everything that the targets made
-	rm -rf .venv _build student .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv _build student book/source_map.md book/_static/vendor .mypy_cache .pytest_cache .ruff_cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from llm_course.errors import ConfigError
 
@@ -17,6 +17,7 @@ ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
+C = TypeVar("C", bound="_Config")
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 
 
@@ -46,7 +47,7 @@ class _Config:
         return asdict(self)  # type: ignore[call-overload]
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls: type[C], values: dict[str, Any]) -> C:
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         for key in values:
             if key not in names:
@@ -211,11 +212,12 @@ class TrainConfig(_Config):
     adam_eps: float = 1e-8
     clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: by the device
-    compile: bool = False  # torch.compile the model
+    compile: bool = False  # torch.compile the model and its loss
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: copy the model, or shard it
     device: str = "auto"  # auto: cuda, else mps, else cpu
     seed: int = 0  # of dropout; the batches have their own
     eval_every: int = 0  # updates; 0: only at the end, when there is validation data
-    patience: int = 0  # evaluations without improvement before training stops; 0: never
+    patience: int = 0  # evaluations without a lower loss, then stop with the best weights; 0: never
     save_every: int = 0  # updates; 0: only at the end, when there is a directory
     keep_checkpoints: int = 2
     non_finite: Literal["stop", "skip"] = "stop"  # what to do with a NaN or infinite gradient
@@ -242,3 +244,43 @@ class TrainConfig(_Config):
         _check_choice(self, "schedule", SCHEDULES)
         _check_choice(self, "precision", PRECISIONS)
         _check_choice(self, "non_finite", ("stop", "skip"))
+        _check_choice(self, "parallel", ("ddp", "fsdp"))
+        if self.patience and not self.eval_every:
+            raise ConfigError(f"patience = {self.patience} needs eval_every of at least 1, got 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Config):
+    """Which text a model reads, how it becomes ids, and how the ids become batches."""
+
+    data: Literal["town", "files", "hub"] = "town"
+    data_files: tuple[str, ...] = ()  # text, csv or json; with data = "files"
+    dataset: str | None = None  # a name on the Hugging Face hub; with data = "hub"
+    column: str | None = None  # of a csv or json file, or of a hub data set
+    documents: int = 60_000  # stories of Town to generate
+    validation: float = 0.1  # share of files or of a hub data set kept for validation
+    tokenizer: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
+    vocab_size: int = 4096  # an upper bound: a small text has fewer
+    context: int = 128  # tokens in a row
+    batch_size: int = 16  # rows in a batch
+    seed: int = 0  # of the data order and of Town
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "batch_size"):
+            _check(self, name, 1)
+        _check(self, "context", 2)
+        _check(self, "vocab_size", 2)
+        _check(self, "seed", 0)
+        _check(self, "validation", 0.0001, 0.9)
+        _check_choice(self, "data", ("town", "files", "hub"))
+        _check_choice(self, "tokenizer", ("bpe", "wordpiece", "unigram", "word", "char"))
+        if (self.data == "files") != bool(self.data_files):
+            raise ConfigError(
+                f"data_files go with data = 'files' and only with it, "
+                f"got data = {self.data!r} and {len(self.data_files)} files"
+            )
+        if (self.data == "hub") != bool(self.dataset):
+            raise ConfigError(
+                f"dataset goes with data = 'hub' and only with it, "
+                f"got data = {self.data!r} and dataset = {self.dataset!r}"
+            )

@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--no-shape-checks"):
         from jaxtyping import install_import_hook
 
-        install_import_hook("llm_course", "beartype.beartype")
+        install_import_hook("llm_course", "shape_checks.check")
     import torch
 
     torch.set_num_threads(1)

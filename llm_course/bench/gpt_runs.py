@@ -1,0 +1,337 @@
+"""The recorded runs of the GPT chapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llm_course.bench.record import Place, RecordedRun, say
+from llm_course.configs import DataConfig, GPTConfig, TrainConfig
+from llm_course.models.gpt import GPT
+from llm_course.objectives.causal import causal_lm_loss
+from llm_course.presets import gpt_preset
+from llm_course.runs.judge import judge
+from llm_course.runs.pretrain import GPTRun, prepare_gpt
+from llm_course.runs.sample import sample_texts
+
+SHAKESPEARE = "tinyshakespeare.txt"
+
+
+def run_training(run: GPTRun) -> dict[str, Any]:
+    """Train to the end (going on after an interruption) and evaluate."""
+    lines: list[dict[str, Any]] = []
+    for step in run.steps(resume=run.out is not None):
+        lines.append(dataclasses.asdict(step))
+        if step.validation:
+            say(f"step {step.step}: loss {step.loss:.3f}, validation {step.validation['loss']:.3f}")
+    if run.out is not None:  # the log also has the steps before an interruption
+        log = (run.out / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in log.splitlines()]
+    last = lines[-1]
+    return {
+        "seed": run.train_config.seed,
+        "model": run.model.config.to_dict(),
+        "train": run.train_config.to_dict(),
+        "train_seconds": round(last["seconds"], 1),
+        "tokens": last["tokens"],
+        **run.summary(last["seconds"], last["tokens"] / last["seconds"]),
+        "curve": _thinned(lines, run.train_config.max_steps),
+    }
+
+
+def _thinned(lines: list[dict[str, Any]], max_steps: int) -> list[dict[str, Any]]:
+    """About a hundred points of the curve, and every evaluation."""
+    every = max(max_steps // 100, 1)
+    curve = []
+    for line in lines:
+        row = {"step": line["step"], "loss": round(line["loss"], 4)}
+        if line["validation"]:
+            row["validation"] = round(line["validation"]["loss"], 4)
+        if line["step"] % every == 0 or line["validation"]:
+            curve.append(row)
+    return curve
+
+
+def gpt_town(place: Place) -> dict[str, Any]:
+    """GPT on Town by the h200 preset, with samples judged by the parser."""
+    preset = gpt_preset("h200")
+    model, data, training = preset.model, preset.data, preset.train
+    if place.tiny:
+        model, data, training = _tiny(model, data, training)
+    run = prepare_gpt(model, data, training, out=place.out)
+    result = run_training(run)
+    return result | {"samples": judged_samples(run, 20 if place.tiny else 500)}
+
+
+def gpt_town_cpu(place: Place) -> dict[str, Any]:
+    """GPT on Town by the cpu preset, on as many threads as torch uses."""
+    preset = gpt_preset("cpu")
+    model, data, training = preset.model, preset.data, preset.train
+    if place.tiny:
+        model, data, training = _tiny(model, data, training)
+    run = prepare_gpt(model, data, dataclasses.replace(training, device="cpu"), out=None)
+    result = run_training(run)
+    return result | {"samples": judged_samples(run, 20 if place.tiny else 500)}
+
+
+def judged_samples(run: GPTRun, number: int) -> dict[str, Any]:
+    """Shares of sentences, stories and true stories, at temperature 1 and 0.7."""
+    model = run.model.eval()
+    verdicts = {}
+    for temperature in (1.0, 0.7):
+        texts: list[str] = []
+        for seed in range(math.ceil(number / 50)):
+            texts += sample_texts(
+                model,
+                run.data.tokenizer,
+                samples=min(50, number - len(texts)),
+                max_new_tokens=run.model.config.n_positions - 1,
+                temperature=temperature,
+                seed=seed,
+            )
+        verdicts[str(temperature)] = {"samples": len(texts), **judge(texts)}
+    return verdicts
+
+
+def gpt_shakespeare(place: Place) -> dict[str, Any]:
+    """nanoGPT's character model (6 layers of 384) on tinyshakespeare, with dropout."""
+    model = GPTConfig(n_layers=6, d_model=384, n_heads=6, n_positions=256, dropout=0.2)
+    data = DataConfig(
+        data="files",
+        data_files=(str(place.text_file(SHAKESPEARE)),),
+        tokenizer="char",
+        vocab_size=1024,
+        context=256,
+        batch_size=64,
+    )
+    training = TrainConfig(
+        max_steps=3000,
+        lr=1e-3,
+        min_lr=1e-4,
+        warmup_steps=100,
+        beta2=0.99,
+        weight_decay=0.1,
+        eval_every=250,
+        save_every=1000,
+        compile=not place.tiny,
+    )
+    if place.tiny:
+        model, data, training = _tiny(model, data, training)
+    run = prepare_gpt(model, data, training, out=place.out)
+    result = run_training(run)
+    best = min(row["validation"] for row in result["curve"] if "validation" in row)
+    return result | {"best_val_loss": best, "target": 1.47}
+
+
+def gpt_shakespeare_cpu(place: Place) -> dict[str, Any]:
+    """Small models of characters and of pieces on tinyshakespeare, for 60 s and for 180 s."""
+    path = str(place.text_file(SHAKESPEARE))
+    budgets = (1.0,) if place.tiny else (60.0, 180.0)
+    runs = []
+    for seconds in budgets:
+        for kind, vocab_size in (("char", 256), ("bpe", 512)):
+            runs.append(_timed_run(path, kind, vocab_size, seconds, tiny=place.tiny))
+            say(str({k: v for k, v in runs[-1].items() if k != "curve"}))
+    return {"seed": 0, "runs": runs}
+
+
+def _timed_run(
+    path: str, kind: str, vocab_size: int, seconds: float, *, tiny: bool
+) -> dict[str, Any]:
+    """Train for about so many seconds: the rate of the first steps sets the number of steps."""
+    width = 32 if tiny else 128
+    model = GPTConfig(n_layers=4, d_model=width, n_heads=4, n_positions=64, dropout=0.0)
+    data = DataConfig(
+        data="files",
+        data_files=(path,),
+        tokenizer=kind,  # type: ignore[arg-type]
+        vocab_size=vocab_size,
+        context=64,
+        batch_size=12,
+    )
+    settings = TrainConfig(max_steps=100_000, lr=3e-3, min_lr=1e-4, warmup_steps=100, device="cpu")
+    trial, begin, done = prepare_gpt(model, data, settings), 0.0, 0
+    for step in trial.steps():
+        if step.step == 5:
+            begin = time.monotonic()
+        done = step.step - 5
+        if begin and time.monotonic() - begin > min(5.0, seconds / 4):
+            break
+    rate = max(done, 1) / (time.monotonic() - begin)
+    steps = max(int(rate * seconds), 20)
+    settings = dataclasses.replace(settings, max_steps=steps, warmup_steps=min(100, steps // 4))
+    run = prepare_gpt(model, data, settings)
+    result = run_training(run)
+    return {"tokenizer": kind, "budget_seconds": seconds, "steps": steps} | result
+
+
+def gpt2_step(place: Place) -> dict[str, Any]:
+    """Tokens per second and share of the peak of a GPT-2 124M step, beside transformers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if place.tiny:
+        config, batch, length, steps = _tiny_model(), 2, 32, 2
+    else:
+        config, batch, length, steps = GPTConfig(dropout=0.0), 32, 1024, 20
+    ids = torch.randint(config.vocab_size, (batch, length), device=device)
+    flops = _flops_per_token(config, length)
+    rows = {}
+    for name, compiled in (("ours", False), ("ours", True), ("hf", False), ("hf", True)):
+        if compiled and place.tiny:
+            continue
+        network = _network(name, config).to(device)
+        step_ms, compile_s = _time_steps(network, ids, steps, compiled=compiled)
+        rate = batch * length / step_ms * 1e3
+        rows[f"{name}{'_compiled' if compiled else ''}"] = {
+            "ms_per_step": round(step_ms, 2),
+            "tokens_per_second": round(rate),
+            "mfu_of_989_tflops": round(rate * flops / 989e12, 4),
+            "first_step_seconds": round(compile_s, 1),
+        }
+        say(f"{name} compiled={compiled}: {rows[list(rows)[-1]]}")
+        del network
+    peak = _matmul_peak(device, 256 if place.tiny else 8192)
+    for row in rows.values():
+        row["mfu_of_measured_matmul"] = round(row["tokens_per_second"] * flops / peak, 4)
+    return {
+        "seed": 0,
+        "batch": [batch, length],
+        "precision": "bf16",
+        "flops_per_token": flops,
+        "matmul_flops_per_second": peak,
+        "rows": rows,
+    }
+
+
+def _network(name: str, config: GPTConfig) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if name == "ours":
+        return GPT(config)
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_layer=config.n_layers,
+            n_embd=config.d_model,
+            n_head=config.n_heads,
+            n_positions=config.n_positions,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def _time_steps(
+    network: torch.nn.Module, ids: torch.Tensor, steps: int, *, compiled: bool
+) -> tuple[float, float]:
+    """Median milliseconds of a whole step, and seconds of the first one (with compilation)."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    called = torch.compile(network) if compiled else network
+    is_ours = isinstance(network, GPT)
+
+    def step() -> None:
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+            output = called(ids)
+            logits = output if is_ours else output.logits
+            total, count = causal_lm_loss(logits, ids)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    first = _seconds(step, ids.device)
+    for _ in range(3):
+        step()
+    times = [_seconds(step, ids.device) for _ in range(steps)]
+    return statistics.median(times) * 1e3, first
+
+
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def _flops_per_token(config: GPTConfig, length: int) -> float:
+    """nanoGPT's count: 6 N + 12 L H K T, N without the table of positions."""
+    parameters = sum(p.numel() for p in _meta(config).parameters())
+    parameters -= config.n_positions * config.d_model
+    return 6.0 * parameters + 12.0 * config.n_layers * config.d_model * length
+
+
+def _meta(config: GPTConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def _matmul_peak(device: torch.device, size: int) -> float:
+    """FLOP/s of a large bf16 matrix product, measured here."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    b = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+
+    def multiply() -> None:
+        torch.mm(a, b)
+
+    for _ in range(3):
+        multiply()
+    return 2.0 * size**3 / statistics.median(_seconds(multiply, device) for _ in range(10))
+
+
+def _tiny_model() -> GPTConfig:
+    return GPTConfig(
+        vocab_size=512, n_layers=2, d_model=32, n_heads=2, n_positions=192, dropout=0.0
+    )
+
+
+def _tiny(
+    model: GPTConfig, data: DataConfig, training: TrainConfig
+) -> tuple[GPTConfig, DataConfig, TrainConfig]:
+    """The same run in seconds: only sizes change."""
+    small = dataclasses.replace(
+        model, n_layers=2, d_model=32, n_heads=2, d_ff=None, n_positions=192
+    )
+    return (
+        small,
+        dataclasses.replace(data, documents=300, context=min(data.context, 192), batch_size=4),
+        dataclasses.replace(
+            training, max_steps=6, warmup_steps=2, eval_every=3, save_every=3, compile=False
+        ),
+    )
+
+
+RUNS = {
+    "gpt_town": RecordedRun(
+        title="GPT on Town, h200 preset", device="cuda", minutes=6, make=gpt_town
+    ),
+    "gpt_shakespeare": RecordedRun(
+        title="char GPT 6L/384 on tinyshakespeare", device="cuda", minutes=3, make=gpt_shakespeare
+    ),
+    "gpt2_step": RecordedRun(
+        title="GPT-2 124M training step beside transformers",
+        device="cuda",
+        minutes=4,
+        make=gpt2_step,
+    ),
+    "gpt_town_cpu": RecordedRun(
+        title="GPT on Town, cpu preset", device="cpu", minutes=4, make=gpt_town_cpu
+    ),
+    "gpt_shakespeare_cpu": RecordedRun(
+        title="small GPTs on tinyshakespeare, 60 s and 180 s",
+        device="cpu",
+        minutes=9.5,
+        make=gpt_shakespeare_cpu,
+    ),
+}

@@ -1,0 +1,76 @@
+"""The second grammar: every clause of Town has a Chinese pattern beside its English one.
+
+A Chinese slot `{x}` prints the word's Chinese, `{x.m}` its measure word, `{x.a}` both after 一
+(一把水壶), or 一些 before a mass noun; `{x.she}` and `{x.him}` print 她 or 他, `{x.her}` 她的 or
+他的. Names are spelled with the fixed characters of their syllables.
+"""
+
+from __future__ import annotations
+
+import re
+
+from llm_course.corpus.town.document import Derivation, Document, Sentence
+from llm_course.corpus.town.grammar import Clause, Grammar, town
+from llm_course.corpus.town.lexicon import PRONOUNS, Entry
+from llm_course.errors import DataError
+
+SLOT = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
+THIRD_PERSON = {"she": "她", "he": "他"}
+
+
+def translate(sentence: Sentence | str, grammar: Grammar | None = None) -> str:
+    """The Chinese of one sentence, given as its derivation or as English text.
+
+    Raises ParseError where a text is not a sentence of Town.
+    """
+    grammar = grammar or town()
+    if isinstance(sentence, str):
+        from llm_course.corpus.town.parse import parse_sentence
+
+        sentence = parse_sentence(sentence, grammar)
+    clause = grammar.clauses[sentence.clause]
+    entries: dict[str, Entry] = {}
+    pronouns: dict[str, str] = {}
+    for slot, filler in zip(clause.slots, sentence.fillers, strict=True):
+        if slot.key:
+            pronouns[slot.name] = filler
+        else:
+            entries[slot.name] = grammar.entries[filler]
+
+    def replace(match: re.Match[str]) -> str:
+        name, form = match.group(1), match.group(2) or ""
+        if form in PRONOUNS:
+            pronoun = pronouns.get(name) or PRONOUNS["she"][entries[name].gender]
+            return THIRD_PERSON[pronoun] + ("的" if form == "her" else "")
+        return _chinese(entries[name], form)
+
+    return SLOT.sub(replace, clause.chinese)
+
+
+def translate_document(document: Document | Derivation, grammar: Grammar | None = None) -> str:
+    """The Chinese of a whole story; Chinese puts no space between sentences."""
+    derivation = document.derivation if isinstance(document, Document) else document
+    return "".join(translate(sentence, grammar) for sentence in derivation.sentences)
+
+
+def _chinese(entry: Entry, form: str) -> str:
+    if form == "":
+        return entry.zh
+    if form == "m":
+        return entry.measure or "个"
+    if form == "a":
+        return (
+            "一些" + entry.zh if "mass" in entry.marks else f"一{entry.measure or '个'}{entry.zh}"
+        )
+    raise DataError(f"Chinese words have no form {form!r}, asked of {entry.lemma!r}")
+
+
+def check_chinese(clause: Clause) -> None:
+    """Refuse a Chinese pattern that asks for a word its English clause does not have."""
+    words = {slot.name for slot in clause.slots if not slot.key}
+    people = {slot.name for slot in clause.slots if slot.key} | words
+    for name, form in SLOT.findall(clause.chinese):
+        if name not in (people if form in PRONOUNS else words):
+            raise DataError(f"clause {clause.id}: the Chinese {{{name}}} has no English word")
+    if re.search(r"[A-Za-z]", SLOT.sub("", clause.chinese)):
+        raise DataError(f"clause {clause.id}: Latin letters in {clause.chinese!r}")

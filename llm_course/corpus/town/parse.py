@@ -1,0 +1,157 @@
+"""From a text back to its derivation: every sentence by itself, then the plot that they tell.
+
+All clauses are joined in one trie whose edges are words, or slots with the words that may fill
+them. A sentence is read along the trie, printed again from what was found, and must be equal:
+so articles, capitals and punctuation are checked too. Sentences are judged alone by
+`parse_sentence`, documents by `parse`; whether a document is true to its facts says `facts_hold`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from llm_course.corpus.town.document import Derivation, Sentence, render, split_sentences
+from llm_course.corpus.town.grammar import ARTICLES, Clause, Grammar, tokens, town
+
+
+class ParseError(ValueError):
+    """A text is not in the language of Town; the message names the word and its place."""
+
+
+@dataclass(slots=True)
+class _Node:
+    """A place in the trie: edges for fixed words, for an article, and for slots by their words."""
+
+    words: dict[str, _Node] = field(default_factory=dict)
+    article: _Node | None = None
+    slots: list[tuple[dict[str, str], _Node]] = field(default_factory=list)
+    clause: Clause | None = None
+
+
+_TRIES: WeakKeyDictionary[Grammar, _Node] = WeakKeyDictionary()
+
+
+def _trie(grammar: Grammar) -> _Node:
+    root = _TRIES.get(grammar)
+    if root is None:
+        root = _Node()
+        for clause in grammar.clauses.values():
+            _insert(root, clause, grammar)
+        _TRIES[grammar] = root
+    return root
+
+
+def _insert(root: _Node, clause: Clause, grammar: Grammar) -> None:
+    node = root
+    slots = iter(clause.slots)
+    for token in tokens(clause.english):
+        if token != "%s":
+            node = node.words.setdefault(token, _Node())
+            continue
+        slot = next(slots)
+        if slot.form.rstrip("^") == "a":
+            node.article = node.article or _Node()
+            node = node.article
+        fillers = grammar.fillers(slot)
+        child = next((c for known, c in node.slots if known is fillers), None)
+        if child is None:
+            child = _Node()
+            node.slots.append((fillers, child))
+        if slot.form.rstrip("^") == "the":  # a mass noun has no article: both ways lead on
+            node.words.setdefault("the", _Node()).slots.append((fillers, child))
+        node = child
+    if node.clause is not None:
+        raise ValueError(f"{clause.id} and {node.clause.id} are the same pattern")
+    node.clause = clause
+
+
+class _Reader:
+    """One walk through the trie; `furthest` is the first word that no clause can have."""
+
+    def __init__(self, sentence: str) -> None:
+        self.tokens = tokens(sentence)
+        self.furthest = 0
+        self.found: list[tuple[Clause, tuple[str, ...]]] = []
+        self._fillers: list[str] = []
+
+    def walk(self, node: _Node, place: int) -> None:
+        self.furthest = max(self.furthest, place)
+        if place == len(self.tokens):
+            if node.clause is not None:
+                self.found.append((node.clause, tuple(self._fillers)))
+            return
+        token = self.tokens[place]
+        child = node.words.get(token)
+        if child is not None:
+            self.walk(child, place + 1)
+        if node.article is not None and token in ARTICLES:
+            self.walk(node.article, place + 1)
+        for fillers, child in node.slots:
+            filler = fillers.get(token)
+            if filler is not None:
+                self._fillers.append(filler)
+                self.walk(child, place + 1)
+                self._fillers.pop()
+
+
+def parse_sentence(sentence: str, grammar: Grammar | None = None) -> Sentence:
+    """The clause and the words of one sentence, whatever the rest of its document says.
+
+    Raises ParseError where no clause gives exactly this sentence.
+    """
+    grammar = grammar or town()
+    reader = _Reader(sentence)
+    reader.walk(_trie(grammar), 0)
+    for clause, fillers in reader.found:
+        found = Sentence(clause.id, fillers)
+        if render(found, grammar) == sentence:
+            return found
+    if reader.found:
+        clause, fillers = reader.found[0]
+        expected = render(Sentence(clause.id, fillers), grammar)
+        raise ParseError(f"the grammar writes {expected!r}, got {sentence!r}")
+    if reader.furthest == len(reader.tokens):
+        raise ParseError(f"the sentence breaks off: {sentence!r}")
+    token = reader.tokens[reader.furthest]
+    raise ParseError(
+        f"no sentence goes on with {token!r}, word {reader.furthest + 1}: {sentence!r}"
+    )
+
+
+def parse(text: str, grammar: Grammar | None = None) -> Derivation:
+    """The derivation of a whole document; ParseError names the sentence and the word, or the plot.
+
+    The result need not be true to its own facts: see `facts_hold`.
+    """
+    grammar = grammar or town()
+    sentences = []
+    for number, sentence in enumerate(split_sentences(text), 1):
+        try:
+            sentences.append(parse_sentence(sentence, grammar))
+        except ParseError as error:
+            raise ParseError(f"sentence {number}: {error}") from None
+    told = [grammar.clauses[sentence.clause].beat for sentence in sentences]
+    best = 0
+    for plot, beats in grammar.plots.items():
+        place = 0
+        for beat, optional in beats:
+            if place < len(told) and told[place] == beat.name:
+                place += 1
+            elif not optional:
+                break
+        else:
+            if place == len(told):
+                return Derivation(plot, tuple(sentences))
+        best = max(best, place)
+    where = f"sentence {best + 1} ({told[best]})" if best < len(told) else "the end"
+    raise ParseError(f"no plot goes on with {where} after {told[:best]}")
+
+
+def sentence_parses(sentence: str, grammar: Grammar | None = None) -> bool:
+    """Whether a single sentence belongs to the language."""
+    try:
+        parse_sentence(sentence, grammar)
+    except ParseError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""Named settings: the same lab on a laptop, on Colab's free GPU and on an H200.
+
+`cpu` takes one to two minutes on two cores. `t4` fits 15 GB and runs in fp16 with loss scaling,
+because a T4 has no bf16. `h200` is what the recorded runs use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_course.configs import DataConfig, GPTConfig, TrainConfig
+from llm_course.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTPreset:
+    """A model (its vocabulary is set when the tokenizer is trained), its data and its training."""
+
+    model: GPTConfig
+    data: DataConfig
+    train: TrainConfig
+
+
+GPT_PRESETS = {
+    "cpu": GPTPreset(
+        model=GPTConfig(n_layers=4, d_model=128, n_heads=4, n_positions=192, dropout=0.0),
+        data=DataConfig(context=192, batch_size=8, documents=40_000),
+        train=TrainConfig(max_steps=1400, lr=3e-3, warmup_steps=50, min_lr=1e-4),
+    ),
+    "t4": GPTPreset(
+        model=GPTConfig(n_layers=6, d_model=384, n_heads=6, n_positions=256, dropout=0.0),
+        data=DataConfig(context=256, batch_size=64, documents=200_000),
+        train=TrainConfig(
+            max_steps=3000, lr=1e-3, warmup_steps=100, min_lr=1e-4, eval_every=500, save_every=500
+        ),
+    ),
+    "h200": GPTPreset(
+        model=GPTConfig(n_layers=8, d_model=512, n_heads=8, n_positions=256, dropout=0.0),
+        data=DataConfig(context=256, batch_size=128, documents=500_000),
+        train=TrainConfig(
+            max_steps=4000,
+            lr=1e-3,
+            warmup_steps=200,
+            min_lr=1e-4,
+            eval_every=500,
+            save_every=1000,
+            compile=True,
+        ),
+    ),
+}
+
+
+def gpt_preset(name: str) -> GPTPreset:
+    """The GPT preset of that name; `ConfigError` lists the names when there is none."""
+    if name not in GPT_PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(GPT_PRESETS)}, got {name!r}")
+    return GPT_PRESETS[name]

@@ -1,0 +1,117 @@
+r"""The exact gradient of one update over several batches and processes.
+
+The loss of an update is $\sum_k S_k / N_k$: the sum $S_k$ and the count $N_k$ of each term (BERT
+has two) run over all micro-batches of all processes. The mean of the batches' means is another
+number as soon as their counts differ, which is the classic silent bug of accumulation.
+
+The counts must be known to weigh the terms, but memory must not hold more than one graph:
+
+- one micro-batch: its forward pass gives the counts, before its backward pass;
+- one term: each backward pass is divided by a provisional count, and the gradient, being linear, is
+  corrected at the end;
+- several terms: the counts come first, from `loss_fn.counts(batch) -> dict[name, count]` if the
+  function has this attribute, else from a forward pass without a graph (a third of a step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_course.training.distributed import all_sum, gradients_shared, world_size
+from llm_course.training.metrics import Batch, LossFunction, Terms, stack_terms, wide
+from llm_course.training.precision import Precision
+
+
+class LossModule(nn.Module):
+    """The model and its loss as one module.
+
+    So `torch.compile` also fuses the loss, and DDP and FSDP see a forward pass even where the loss
+    function calls `model.hidden` and not the model.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Batch) -> Terms:
+        return self.loss_fn(self.model, batch)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums and counts of one update over all micro-batches and processes."""
+
+    names: tuple[str, ...]
+    sums: Tensor  # [n]
+    counts: Tensor  # [n]
+    correction: Tensor | None  # []; the gradient is still to be multiplied by this
+
+
+def accumulate(
+    loss_module: nn.Module,
+    batches: Sequence[Batch],
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    counts_of: Any = None,
+) -> Totals:
+    """Add the gradient of the update's loss to `.grad`, times the loss scale and 1 / correction.
+
+    `counts_of(batch)` gives the counts without a forward pass, if the loss function can.
+    """
+    totals: Tensor | None = None
+    divisor: Tensor | None = None
+    names: tuple[str, ...] = ()
+    for i, batch in enumerate(batches):
+        with gradients_shared(loss_module, now=i == len(batches) - 1):
+            with precision.autocast():
+                names_here, sums, counts = stack_terms(loss_module(batch))
+            if divisor is None:
+                names = names_here
+                divisor = _divisor(loss_module, batches, precision, names, counts, counts_of)
+            elif names_here != names:
+                raise ValueError(f"loss_fn returned {names}, then {names_here}: names must agree")
+            # DDP and FSDP divide by the number of processes, and the divisor already has them all.
+            loss = (sums / divisor.to(sums.dtype)).sum() * world_size()
+            scaler.scale(loss).backward()
+        both = torch.stack([wide(sums), wide(counts)])
+        totals = both if totals is None else totals + both
+    if totals is None or divisor is None:
+        raise ValueError("an update needs at least one batch")
+    all_sum(totals)
+    correction = None
+    if len(batches) > 1 and len(names) == 1:
+        correction = (divisor / totals[1])[0]
+    return Totals(names, totals[0], totals[1], correction)
+
+
+def _divisor(
+    loss_module: nn.Module,
+    batches: Sequence[Batch],
+    precision: Precision,
+    names: tuple[str, ...],
+    first: Tensor,
+    counts_of: Any,
+) -> Tensor:
+    """What the sums are divided by before the backward pass, equal on all processes."""
+    counts = wide(first)
+    if len(batches) > 1 and len(names) == 1:
+        counts = counts * len(batches)
+    for batch in batches[1:] if len(names) > 1 else ():
+        counted = counts_of(batch) if counts_of else _counts(loss_module, batch, precision)
+        counts = counts + torch.stack([torch.as_tensor(counted[name]) for name in names]).to(counts)
+    # A count of 0 over all is an error, but found later with the losses, without a second wait.
+    return all_sum(counts).clamp(min=1)
+
+
+def _counts(loss_module: nn.Module, batch: Batch, precision: Precision) -> Mapping[str, Any]:
+    """The counts by a forward pass that leaves no trace in the random state."""
+    device = next(loss_module.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.no_grad(), precision.autocast():
+        return {name: count for name, (_, count) in loss_module(batch).items()}

@@ -1,0 +1,108 @@
+"""AdamW with decay groups, learning-rate schedules as functions of the step, gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_course.configs import TrainConfig
+from llm_course.errors import ConfigError
+from llm_course.training.distributed import own_part, whole
+
+FUSED_DEVICES = ("cpu", "cuda", "mps")
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    r"""The rate of update `step` = 1, 2, …, a pure function, so that resuming changes nothing.
+
+    With warm-up $w$, last step $T$, highest rate $\eta$ and lowest $\eta_0$:
+    cosine, linear and constant rise as $\eta\,t/(w+1)$ for $t \le w$; then with
+    $p = (t-1-w)/(T-w)$ cosine is $\eta_0 + (\eta-\eta_0)(1+\cos\pi p)/2$ (Loshchilov and Hutter
+    2017, eq. 5), linear is $\eta + (\eta_0-\eta)\,p$. So no update has the rate 0.
+    inverse_sqrt is Vaswani et al. 2017, eq. (3), scaled to the peak $\eta$ at $t = w$:
+    $\eta\,\min(t/w, \sqrt{w/t})$.
+    """
+    if step < 1:
+        raise ConfigError(f"step must be at least 1, got {step}")
+    warmup, peak, low = config.warmup_steps, config.lr, config.min_lr
+    if config.schedule == "inverse_sqrt":
+        warmup = max(warmup, 1)
+        return peak * min(step / warmup, math.sqrt(warmup / step))
+    if step <= warmup:
+        return peak * step / (warmup + 1)
+    if config.schedule == "constant":
+        return peak
+    part = min((step - 1 - warmup) / max(config.max_steps - warmup, 1), 1.0)
+    if config.schedule == "linear":
+        return peak + (low - peak) * part
+    return low + (peak - low) * (1 + math.cos(math.pi * part)) / 2
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name; a tied one once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and embeddings (and a head tied to one) do not.
+
+    Decay pulls a rarely seen word's embedding to zero, and a gain towards 0 instead of 1.
+    """
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for parameter in trainable(model).values():
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        groups[0 if decays else 1].append(parameter)
+    decays_by = (weight_decay, 0.0)
+    return [
+        {"params": group, "weight_decay": decay} for group, decay in zip(groups, decays_by) if group
+    ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019), one fused kernel where the device has it."""
+    groups = parameter_groups(model, config.weight_decay)
+    if not groups:
+        raise ConfigError("the model has no parameter to train: all have requires_grad=False")
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.adam_eps,
+        fused=devices <= set(FUSED_DEVICES),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], clip_norm: float, scale: Tensor | None = None
+) -> Tensor:
+    """Multiply the gradients by `scale`, then shrink them to `clip_norm`; the norm between the two.
+
+    Pascanu et al. 2013, algorithm 1, over all parameters together; 0 does not clip.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    if scale is not None:
+        scale = scale.to(norm.dtype)
+        norm = norm * scale
+    if clip_norm > 0:
+        shrink = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        scale = shrink if scale is None else scale * shrink
+    if scale is not None:
+        torch._foreach_mul_([own_part(gradient) for gradient in gradients], scale)
+    return norm

@@ -1,0 +1,94 @@
+"""Which device and which number format a run uses, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from llm_course.errors import ConfigError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The format of matrix products: fp32 means none but the model's own; weights stay as they are.
+
+    Micikevicius et al. 2018: fp16 ends at 65,504 and loses gradients under 6e-8, so its loss is
+    scaled; bf16 has the range of fp32 and needs no scale.
+    """
+
+    name: str  # "fp32", "bf16" or "fp16"
+    device_type: str
+    reason: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=DTYPES[self.name])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The loss scale of fp16; with the other formats all its methods do nothing."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device_type}: {self.reason}"
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device by name; "auto" is cuda, else mps, else cpu."""
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device must be auto, cpu, cuda, cuda:N or mps, got {wanted!r}"
+        ) from error
+    if device.type == "cuda":
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= seen:
+            raise ConfigError(f"device {wanted!r} is not there: torch sees {seen} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not there: torch sees no Apple GPU")
+    return device
+
+
+def choose_precision(device: torch.device | str, wanted: str = "auto") -> Precision:
+    """The format that `device` computes fastest without loss of range; `wanted` overrides it.
+
+    Raises ConfigError for bf16 on a GPU that only emulates it.
+    """
+    device = torch.device(device)
+    best, why = _best(device)
+    if wanted not in ("auto", "fp32", "bf16", "fp16"):
+        raise ConfigError(f"precision must be one of auto, fp32, bf16, fp16, got {wanted!r}")
+    if wanted in ("auto", best):
+        return Precision(best, device.type, why)
+    if wanted == "bf16" and device.type == "cuda":
+        raise ConfigError(f"precision 'bf16' is not for this device: {why}; use auto, fp16 or fp32")
+    return Precision(wanted, device.type, f"as asked; auto would take {best}, {why}")
+
+
+def _best(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+        if major >= 8:
+            return "bf16", f"{name} has it natively"
+        if major >= 7:
+            return "fp16", f"{name} has no native bf16; the loss is scaled"
+        return "fp32", f"{name} has no fast 16-bit products"
+    if device.type == "cpu":
+        for feature, query in (
+            ("avx512_bf16", "_is_avx512_bf16_supported"),
+            ("AMX", "_is_amx_tile_supported"),
+        ):
+            if getattr(torch.cpu, query, lambda: False)():
+                return "bf16", f"this processor has {feature}"
+        return "fp32", "this processor has neither avx512_bf16 nor AMX, so bf16 would be slower"
+    return "fp32", "16-bit training is not proven on this device"

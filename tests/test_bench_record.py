@@ -1,0 +1,61 @@
+"""Recorded runs: each works the first time, on a CPU and small, and says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_course.bench.record import recorded_runs
+from llm_course.cli import main
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    line = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n"
+    (folder / "tinyshakespeare.txt").write_text(line * 400)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(recorded_runs()))
+def test_a_run_works_the_first_time(name: str, data_dir: Path, tmp_path: Path) -> None:
+    words = ["record", "--name", name, "--tiny", "--data-dir", str(data_dir)]
+    words += ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "results" / f"{name}-tiny.json").read_text())
+    assert result["tiny"] is True
+    for key in ("command", "commit", "device", "device_name", "versions", "seed", "seconds"):
+        assert key in result
+    if name == "gpt_town":  # given again, it goes on from its checkpoints and has the same curve
+        assert main(words) == 0
+        again = json.loads((tmp_path / "results" / f"{name}-tiny.json").read_text())
+        assert again["val_loss"] == result["val_loss"]
+
+
+def test_the_list_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gpt_town.json").write_text("{}")
+    assert main(["record", "--list", "--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for name in recorded_runs():
+        line = next(line for line in printed.splitlines() if line.startswith(name + " "))
+        assert ("yes" in line) == (name == "gpt_town")
+
+
+def test_a_missing_text_says_where_to_put_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["record", "--name", "gpt_shakespeare", "--tiny", "--data-dir", str(tmp_path)]
+    assert main([*words, "--out", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert "put the text there" in capsys.readouterr().err
+
+
+def test_stored_results_are_whole_and_not_rehearsals() -> None:
+    folder = Path(__file__).resolve().parent.parent / "results"
+    for path in folder.glob("*.json"):
+        result = json.loads(path.read_text())
+        assert not result.get("tiny"), path.name
+        assert {"command", "commit", "device_name", "versions"} <= result.keys(), path.name

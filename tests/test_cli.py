@@ -1,0 +1,109 @@
+"""The command line: help without torch, the same options without tyro, whole runs, clear errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_course.cli import COMMANDS, main, parse, parse_plainly
+
+COMMAND_LINES = [
+    ["doctor"],
+    ["pretrain", "gpt", "--preset", "t4", "--max-steps", "5", "--lr", "0.01", "--resume"],
+    ["pretrain", "gpt", "--data-files", "a.txt", "b.txt", "--no-compile", "--tokenizer", "char"],
+    ["generate", "--prompt", "The", "--temperature", "0.5", "--top-k", "3", "--samples", "2"],
+    ["record", "--name", "gpt_town", "--tiny"],
+    ["record", "--list"],
+]
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES)
+def test_a_machine_without_tyro_reads_the_same_options(words: list[str]) -> None:
+    assert parse_plainly(list(words)) == parse(list(words))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "gpt", "--help"], ["record", "--help"]])
+def test_help_needs_no_torch(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom llm_course.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as done:\n    assert not done.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def test_every_option_of_pretrain_that_is_not_obvious_has_a_help_text() -> None:
+    program = "from llm_course.cli import main; main(['pretrain', 'gpt', '--help'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for phrase in ("Colab's free GPU", "newest verified checkpoint", "continuous text"):
+        assert phrase in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_refused(name: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        parse([*name.split(), "--no-such-option", "1"])
+    assert refused.value.code == 2
+
+
+def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch" in printed
+    assert "--preset" in printed
+
+
+TINY = ["--n-layers", "1", "--d-model", "16", "--n-heads", "2", "--batch-size", "4"]
+TINY += ["--max-steps", "4", "--warmup-steps", "1", "--device", "cpu", "--precision", "fp32"]
+
+
+def test_pretrain_then_generate_on_town(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["pretrain", "gpt", "--out", str(out), "--documents", "200", "--vocab-size", "600"]
+    assert main([*words, *TINY, "--save-every", "2"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["floor_ratio"] > 1
+    assert summary["parameters"] > 0
+    assert summary["test"] == {}
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line][-1] == 4
+    capsys.readouterr()
+
+    words = ["generate", "--model", str(out / "model"), "--temperature", "1", "--samples", "2"]
+    assert main([*words, "--max-new-tokens", "10"]) == 0
+    assert "--- 2 ---" in capsys.readouterr().out
+
+    assert main(["pretrain", "gpt", "--out", str(out), *TINY]) == 2  # would overwrite
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_pretrain_on_a_text_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
+    out = tmp_path / "run"
+    words = ["pretrain", "gpt", "--data-files", str(text), "--out", str(out), "--context", "16"]
+    assert main([*words, *TINY, "--tokenizer", "char"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["floor_ratio"] is None  # nobody knows the floor of a real text
+    assert 0 < summary["val_nats_per_char"] < 6
+    capsys.readouterr()
+
+
+def test_errors_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, phrase in (
+        (["pretrain", "gpt", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
+        (["pretrain", "gpt", "--data-files", "no/such.txt"], "no/such.txt"),
+        (["generate", "--model", "no/such"], "holds no model"),
+        (["record", "--name", "nothing"], "must be one of"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert phrase in error
+        assert "Traceback" not in error

@@ -1,0 +1,83 @@
+"""Build the book into _build/html and check the result: `make book` (needs no torch).
+
+Before Sphinx runs, MathJax is copied from its locked package and the source map is written; after
+it, the student edition is put beside the pages and the site is checked.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import coverage_map
+import student
+from site_check import check_site, toc_pages
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_build" / "html"
+VENDOR = ROOT / "book" / "_static" / "vendor" / "mathjax"
+# The component that typesets, the fonts, the TeX extensions that load on demand, and what the
+# menu's accessibility entries need, with English speech.
+MATHJAX_FILES = (
+    "tex-chtml.js",
+    "output/chtml/fonts/**/*.woff",
+    "input/tex/extensions/*.js",
+    "a11y/*.js",
+    "sre/mathmaps/base.json",
+    "sre/mathmaps/en.json",
+)
+
+
+def copy_mathjax(target: Path = VENDOR) -> int:
+    """Copy MathJax 3 from the package django-static-mathjax; return how many files changed."""
+    spec = find_spec("mathjax")
+    if spec is None or spec.origin is None:
+        raise SystemExit("MathJax is missing: install the extra `book` (django-static-mathjax)")
+    source = Path(spec.origin).parent / "static" / "mathjax" / "es5"
+    changed = 0
+    for pattern in MATHJAX_FILES:
+        files = sorted(source.glob(pattern))
+        if not files:
+            raise SystemExit(f"django-static-mathjax has no {pattern}: another MathJax version?")
+        for file in files:
+            copy = target / file.relative_to(source)
+            if not copy.is_file() or copy.stat().st_size != file.stat().st_size:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+                changed += 1
+    return changed
+
+
+def build() -> int:
+    """Run Jupyter Book; warnings are errors, and every broken reference is reported at once."""
+    program = "from jupyter_book.cli.main import main; main()"
+    options = ["build", str(ROOT), "-W", "-n", "--keep-going", "--quiet"]
+    code = subprocess.run([sys.executable, "-c", program, *options], cwd=ROOT).returncode
+    if code:
+        # A page that warned is kept as read, so a second build would pass over its warning.
+        shutil.rmtree(ROOT / "_build" / ".doctrees", ignore_errors=True)
+    return code
+
+
+def main() -> int:
+    copy_mathjax()
+    coverage_map.write_page()
+    if code := build():
+        print("make book: Jupyter Book failed; every warning above is an error", file=sys.stderr)
+        return code
+    notebooks = student.write_all(SITE / "student")
+    problems = check_site(ROOT / "_toc.yml", SITE)
+    for problem in problems:
+        print(f"make book: {problem}", file=sys.stderr)
+    if not problems:
+        pages = len(toc_pages(ROOT / "_toc.yml"))
+        print(f"make book: {pages} pages and {len(notebooks)} student notebooks in {SITE}")
+        print("make book: every page is there, no dead link, nothing loads from another host")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
