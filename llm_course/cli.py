@@ -81,7 +81,7 @@ class PretrainGPT:
     accumulation: int | None = None
     """Batches per update."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    compile: bool | None = None
+    compile: Literal["yes", "no"] | None = None
     """torch.compile the model: slower to start, faster after."""
     device: str | None = None
     """cpu, cuda, mps; the default takes what is there."""
@@ -91,7 +91,7 @@ class PretrainGPT:
     """Stop after so many evaluations without improvement (0: never)."""
     save_every: int | None = None
     """Updates between two checkpoints."""
-    tensorboard: bool | None = None
+    tensorboard: bool = False
     """Write TensorBoard events into --out."""
     seed: int = 0
 
@@ -99,6 +99,8 @@ class PretrainGPT:
         from llm_course.runs.pretrain import pretrain_gpt_command
 
         options = dataclasses.asdict(self)
+        if self.compile is not None:
+            options["compile"] = self.compile == "yes"
         pretrain_gpt_command(**options)
 
 
@@ -235,7 +237,8 @@ def parse_plainly(words: list[str]) -> Any:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         _add_option(parser, field.name, hints[field.name], field.default)
-    return cls(**vars(parser.parse_args(words[len(name.split()) :])))
+    found = vars(parser.parse_args(words[len(name.split()) :]))
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any) -> None:

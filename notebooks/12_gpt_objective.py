@@ -15,11 +15,13 @@
 #
 # [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/12_gpt_objective.ipynb)
 #
-# **You will** turn the probability of a text into a product of guesses, derive the loss that trains every GPT, find out why labels
-# must be shifted exactly once, build the model that makes the guesses, and learn in which units to compare two language models.
+# **You will** turn the probability of a text into a product of guesses, derive the loss that
+# trains every GPT, find out why labels must be shifted exactly once, build the model that makes
+# the guesses, and learn in which units to compare two language models.
 #
 # **Needs** Python, matrices, the softmax. **Runs** in 30 seconds on one core.
-# **Source** {cite:p}`radford2018,radford2019`; `llm_course/objectives/causal.py`, `llm_course/models/gpt.py`.
+# **Source** {cite:p}`radford2018,radford2019`; `llm_course/objectives/causal.py`,
+# `llm_course/models/gpt.py`.
 
 # %% tags=["remove-cell"]
 import sys
@@ -51,31 +53,35 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## The probability of a text
 #
-# A language model answers one question: *how probable is this text?* It looks like a question for a dictionary. Count how often the
-# text occurs in a large library, and divide. But a text of twenty words has almost surely never been written before. Its count is
-# zero, and the count of every other new text is zero as well. A model that can only count whole texts knows nothing about new ones.
+# A language model answers one question: *how probable is this text?* It looks like a question for
+# a dictionary. Count how often the text occurs in a large library, and divide. But a text of
+# twenty words has almost surely never been written before. Its count is zero, and the count of
+# every other new text is zero as well. A model that can only count whole texts knows nothing
+# about new ones.
 #
-# Here is a story from *Town*, the small world of this course. A program writes these stories, so we can have as many as we want.
+# Here is a story from *Town*, the small world of this course. A program writes these stories, so
+# we can have as many as we want.
 
 # %%
 story = next(generate_documents(1, seed=12, split="train"))
 print(story.text)
 
 # %% [markdown]
-# The way out is to read the text from left to right, and to ask a smaller question at each word: *given what I have read, which word
-# comes next?* Each of the small questions can be answered from experience. "He mended the" has been seen before, even when the whole
-# story has not.
+# The way out is to read the text from left to right, and to ask a smaller question at each word:
+# *given what I have read, which word comes next?* Each of the small questions can be answered
+# from experience. "He mended the" has been seen before, even when the whole story has not.
 #
 # The rule that puts the small answers together is the chain rule of probability:
 #
 # $$p(w) = \prod_{i=1}^{n} p(w_i \mid w_{<i})$$ (eq-gpt-product)
 #
-# Here {math}`w = (w_1, \dots, w_n)` is the text, {math}`w_i` its {math}`i`-th token, and {math}`w_{<i}` are all tokens before it.
-# Nothing is approximated: {eq}`eq-gpt-product` holds for every probability distribution over texts. It is the definition of conditional
-# probability, applied {math}`n` times.
+# Here {math}`w = (w_1, \dots, w_n)` is the text, {math}`w_i` its {math}`i`-th token, and
+# {math}`w_{<i}` are all tokens before it. Nothing is approximated: {eq}`eq-gpt-product` holds for
+# every probability distribution over texts. It is the definition of conditional probability,
+# applied {math}`n` times.
 #
-# The simplest model of this kind looks at one word only. Count which word follows which, and divide by how often the first word
-# occurs. We do this on 2,000 stories.
+# The simplest model of this kind looks at one word only. Count which word follows which, and
+# divide by how often the first word occurs. We do this on 2,000 stories.
 
 # %% tags=["covers-F13"]
 START, END = "<start>", "<end>"
@@ -96,9 +102,10 @@ for word, guess in zip(words[1:], guesses):
     print(f"{word:>14}  {guess:.3f}")
 
 # %% [markdown]
-# The table shows why the small questions are easier, and also why one word of memory is not enough. After "a" hundreds of words are possible, and the
-# model cannot know what the sentence is about. The product of the column is the probability of the sentence. It is tiny, and this is
-# as it should be: there are very many sentences, and they share one unit of probability.
+# The table shows why the small questions are easier, and also why one word of memory is not
+# enough. After "a" hundreds of words are possible, and the model cannot know what the sentence is
+# about. The product of the column is the probability of the sentence. It is tiny, and this is as
+# it should be: there are very many sentences, and they share one unit of probability.
 
 # %% mystnb={"image": {"alt": "Bar chart. For each word of the first sentence, a bar shows the probability that the bigram model gave it, on a logarithmic axis. Words that follow almost surely have bars near 1, names and nouns have bars thousands of times shorter."}}
 figure, axes = plt.subplots(figsize=(7, 3))
@@ -110,19 +117,21 @@ axes.set_title("Some words are easy to guess, a few words carry the news")
 plt.show()
 
 # %% [markdown]
-# Look at the heights. A full stop after a long sentence is nearly certain. A name or a thing is a surprise. Most of the work of a
-# language model goes into the few words that carry the news.
+# Look at the heights. A full stop after a long sentence is nearly certain. A name or a thing is a
+# surprise. Most of the work of a language model goes into the few words that carry the news.
 
 # %% [markdown]
 # ## Do the probabilities sum to one?
 #
-# Equation {eq}`eq-gpt-product` makes a promise that we can test. If each conditional distribution sums to one over the vocabulary, the products
-# must sum to one over *all possible texts*. For a vocabulary of 50,000 tokens nobody can add them all up. For a vocabulary of five
-# tokens and texts of four tokens there are {math}`5^4 = 625` texts, and we can.
+# Equation {eq}`eq-gpt-product` makes a promise that we can test. If each conditional distribution
+# sums to one over the vocabulary, the products must sum to one over *all possible texts*. For a
+# vocabulary of 50,000 tokens nobody can add them all up. For a vocabulary of five tokens and
+# texts of four tokens there are {math}`5^4 = 625` texts, and we can.
 #
-# We need a model that gives us the conditionals. This is a GPT with random weights. It knows nothing yet, but its outputs are
-# probabilities all the same. Token 0 is the *beginning-of-sequence* token, BOS: it stands before the first word, so that the first
-# factor {math}`p(w_1 \mid w_{<1})` has something to be conditioned on.
+# We need a model that gives us the conditionals. This is a GPT with random weights. It knows
+# nothing yet, but its outputs are probabilities all the same. Token 0 is the
+# *beginning-of-sequence* token, BOS: it stands before the first word, so that the first factor
+# {math}`p(w_1 \mid w_{<1})` has something to be conditioned on.
 
 # %%
 BOS = 0
@@ -137,9 +146,10 @@ with torch.no_grad():
 print(f"{len(texts)} texts, log-probabilities of shape {tuple(log_p.shape)}")
 
 # %% [markdown]
-# `log_p[b, i, v]` is the log-probability that token `v` comes after the tokens `rows[b, : i + 1]`. Notice the position: **the output at
-# position i speaks about the token at position i + 1**. So we pick the outputs at positions 0 to 3, and look up the tokens at
-# positions 1 to 4. `gather` does the looking up.
+# `log_p[b, i, v]` is the log-probability that token `v` comes after the tokens `rows[b, : i +
+# 1]`. Notice the position: **the output at position i speaks about the token at position i + 1**.
+# So we pick the outputs at positions 0 to 3, and look up the tokens at positions 1 to 4. `gather`
+# does the looking up.
 
 # %% tags=["covers-F13"]
 picked = log_p[:, :-1].gather(-1, rows[:, 1:, None]).squeeze(-1)
@@ -153,9 +163,10 @@ print(f"the same sum with outputs and tokens one place apart: {misaligned.sum().
 assert abs(misaligned.sum().item() - 1) > 1e-6
 
 # %% [markdown]
-# The sum is one to twelve digits. The second number comes from a mistake of one place: it looks up each token in the output *at its own position*, that
-# is, in a distribution which has already seen it. Those products are no longer a probability distribution, and their sum is not one. This is the
-# first test that a language model must pass, and one of the cheapest.
+# The sum is one to twelve digits. The second number comes from a mistake of one place: it looks
+# up each token in the output *at its own position*, that is, in a distribution which has already
+# seen it. Those products are no longer a probability distribution, and their sum is not one. This
+# is the first test that a language model must pass, and one of the cheapest.
 
 # %% mystnb={"image": {"alt": "Heat map with five rows and five columns, one for each first and second token. Each square shows the probability of that pair of tokens. All squares are close to one twenty-fifth, some a little brighter."}}
 pair_p = torch.zeros(5, 5, dtype=torch.float64)
@@ -170,22 +181,26 @@ axes.set_title("All texts that begin with this pair")
 plt.show()
 
 # %% [markdown]
-# Each square adds up the 25 texts that begin with one pair of tokens. An untrained model spreads its probability almost evenly, about
-# {math}`1/25 = 0.04` on each pair. Training will move probability from texts that nobody writes to texts that somebody does. It
-# cannot create any: what one text gains, others lose.
+# Each square adds up the 25 texts that begin with one pair of tokens. An untrained model spreads
+# its probability almost evenly, about {math}`1/25 = 0.04` on each pair. Training will move
+# probability from texts that nobody writes to texts that somebody does. It cannot create any:
+# what one text gains, others lose.
 
 # %% [markdown]
 # ## From a product to a loss
 #
-# We want a model that gives high probability to the texts we have. A product of many small numbers is a bad thing to compute with: a
-# story of a hundred words has a probability near {math}`10^{-150}`, and a longer one is rounded to zero. The logarithm turns the
-# product into a sum, and does not move the maximum. With the sign turned around it becomes a number to make small:
+# We want a model that gives high probability to the texts we have. A product of many small
+# numbers is a bad thing to compute with: a story of a hundred words has a probability near
+# {math}`10^{-150}`, and a longer one is rounded to zero. The logarithm turns the product into a
+# sum, and does not move the maximum. With the sign turned around it becomes a number to make
+# small:
 #
 # $$\mathcal L_\text{GPT} = -\sum_{i=1}^{n} \log p(w_i \mid w_{<i})$$ (eq-gpt-loss)
 #
-# Its unit is the **nat**. A token that the model expected with probability 1 costs nothing. A token that it gave probability
-# {math}`1/e` costs one nat. A token that it thought impossible costs infinitely much, and that is why a softmax, which never gives exactly
-# zero, stands at the end of every model.
+# Its unit is the **nat**. A token that the model expected with probability 1 costs nothing. A
+# token that it gave probability {math}`1/e` costs one nat. A token that it thought impossible
+# costs infinitely much, and that is why a softmax, which never gives exactly zero, stands at the
+# end of every model.
 #
 # The formula, written down as plainly as possible:
 
@@ -211,11 +226,13 @@ def plain_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
 print(inspect.getsource(inspect.unwrap(causal_lm_loss)))
 
 # %% [markdown]
-# Three decisions hide in these lines, and each of them is a place where real programs have gone wrong.
+# Three decisions hide in these lines, and each of them is a place where real programs have gone
+# wrong.
 #
-# The labels arrive **unshifted**: `labels[i]` is the token at position `i`. The function itself puts outputs and labels one place
-# apart, and nobody else does. A label of **−100** means *do not count this one*. And the function returns a **sum and a count**,
-# not a mean. The last section but two of this chapter shows why.
+# The labels arrive **unshifted**: `labels[i]` is the token at position `i`. The function itself
+# puts outputs and labels one place apart, and nobody else does. A label of **−100** means *do not
+# count this one*. And the function returns a **sum and a count**, not a mean. The last section
+# but two of this chapter shows why.
 #
 # Formula and function must agree, to all digits that a 64-bit number has.
 
@@ -232,8 +249,8 @@ assert abs(again.item() - loss.item()) > 0.1
 print(f"{again.item():.3f} nats when the caller shifts as well: another function")
 
 # %% [markdown]
-# Loss and product are the same thing in two coats. {math}`e^{-\mathcal L}` of a text is its probability. Let us hold the function against the 625
-# probabilities from before.
+# Loss and product are the same thing in two coats. {math}`e^{-\mathcal L}` of a text is its
+# probability. Let us hold the function against the 625 probabilities from before.
 
 # %% tags=["covers-F12", "covers-F13"]
 with torch.no_grad():
@@ -241,24 +258,28 @@ with torch.no_grad():
         total, n = causal_lm_loss(tiny(rows[index : index + 1]), rows[index : index + 1])
         assert n == 4
         assert abs(math.exp(-total.item()) - p_text[index].item()) < 1e-12
-        print(f"text {index:3d}: loss {total.item():.3f} nats, exp(-loss) = {p_text[index].item():.6f}")
+        print(
+            f"text {index:3d}: loss {total.item():.3f} nats, exp(-loss) = {p_text[index].item():.6f}"
+        )
 
 # %% [markdown]
 # ## Shift exactly once
 #
-# What happens when the shift is forgotten, or done twice? Nothing crashes. The shapes fit, the loss goes down, and a long training
-# run is wasted. So we commit the crime on purpose and look at the curves.
+# What happens when the shift is forgotten, or done twice? Nothing crashes. The shapes fit, the
+# loss goes down, and a long training run is wasted. So we commit the crime on purpose and look at
+# the curves.
 #
-# The text is a loop that a model can learn in seconds: in each row the tokens go up by a fixed step, and start again at zero after the
-# last one. From two tokens you know all others.
+# The text is a loop that a model can learn in seconds: in each row the tokens go up by a fixed
+# step from 1 to 5, and start again at zero after the last one. From two tokens you know all
+# others.
 
 
 # %%
 def counting_rows(number: int, seed: int) -> torch.Tensor:
-    """Rows such as 5 8 11 2 5: start and step are random, tokens are taken modulo 12."""
+    """Rows such as 5 8 11 2 5: start and step (1 to 5) are random, tokens are modulo 12."""
     g = torch.Generator().manual_seed(seed)
     start = torch.randint(12, (number, 1), generator=g)
-    step = torch.randint(1, 12, (number, 1), generator=g)
+    step = torch.randint(1, 6, (number, 1), generator=g)
     return (start + step * torch.arange(10)) % 12
 
 
@@ -275,12 +296,12 @@ def twice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return once(logits[:, :-1], labels[:, 1:])  # the labels were shifted already: once more
 
 
-def train_counting(loss_fn, steps: int = 150) -> tuple[list[float], GPT]:
+def train_counting(loss_fn, steps: int = 250) -> tuple[list[float], GPT]:
     torch.manual_seed(0)
     model = GPT(
         GPTConfig(vocab_size=12, n_layers=2, d_model=48, n_heads=4, n_positions=10, dropout=0.0)
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for step in range(steps):
         batch = counting_rows(64, seed=step)
@@ -296,7 +317,7 @@ curves, models = {}, {}
 for name, loss_fn in {"once": once, "not at all": unshifted_loss, "twice": twice}.items():
     curves[name], models[name] = train_counting(loss_fn)
 
-# %% mystnb={"image": {"alt": "Three loss curves over 150 steps. The run without a shift drops to almost zero within a few dozen steps. The run with one shift and the run with two shifts fall more slowly and end at a higher level."}}
+# %% mystnb={"image": {"alt": "Three loss curves over 250 steps. The run without a shift drops to almost zero within a few dozen steps. The run with one shift and the run with two shifts fall more slowly and end at a higher level."}}
 figure, axes = plt.subplots(figsize=(7, 3.4))
 for (name, losses), color in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73")):
     axes.plot(losses, color=color, label=f"shifted {name}")
@@ -307,10 +328,12 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The run without a shift wins by far. Its task is to predict the token that it has just read, and copying is easy. The run with two
-# shifts learns to predict the token *after* the next one. That is a harder but possible task, so its curve looks healthy too.
+# The run without a shift wins by far. Its task is to predict the token that it has just read, and
+# copying is easy. The run with two shifts learns to predict the token *after* the next one. That
+# is a harder but possible task, so its curve looks healthy too.
 #
-# Curves cannot tell these programs apart. A test can: give each model the beginning of a row and let it continue. The right answer is known.
+# Curves cannot tell these programs apart. A test can: give each model the beginning of a row and
+# let it continue. The right answer is known.
 
 
 # %%
@@ -333,30 +356,34 @@ for name in right:
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# The model that was trained with one shift continues more than 90 % of unseen rows. The two others are right in fewer than 30 %, though one of them has the
-# lowest loss of all. When a loss is better than you hoped, look for a leak before you celebrate.
+# The model that was trained with one shift continues more than 90 % of unseen rows. The two
+# others are right in fewer than 30 %, though one of them has the lowest loss of all. When a loss
+# is better than you hoped, look for a leak before you celebrate.
 # ```
 #
-# How low may an honest loss be here? The first token of each row, and the step, are random, so position 2 cannot be guessed better than
-# {math}`\ln 11`, and position 3 and later can be known exactly. With one shift there are nine guesses in a row, one of which costs
-# {math}`\ln 11`. The floor is {math}`\ln 11 / 9`.
+# How low may an honest loss be here? The step is one of five, and the second token of a row
+# depends on it, so nobody can guess this token for less than {math}`\ln 5` nats. All later tokens
+# can be known exactly. With one shift there are nine guesses in a row, one of which costs
+# {math}`\ln 5`. The floor is {math}`\ln 5 / 9`.
 
 # %%
-floor = math.log(11) / 9
+floor = math.log(5) / 9
 assert min(curves["not at all"]) < floor < min(curves["once"]) + 0.02
 print(f"floor {floor:.3f} nats per token: the run without a shift went below it")
 
 # %% [markdown]
-# A loss **below the floor is a proof of a bug**. That is why this course trains on text whose floor is known.
+# A loss **below the floor is a proof of a bug**. That is why this course trains on text whose
+# floor is known.
 
 # %% [markdown]
 # ## The mask that makes it honest
 #
-# In training, all positions of a row are computed at once. Position 3 must predict token 4, and token 4 stands right there in the
-# input. What stops the model from looking? The **causal mask**: in every attention layer, position {math}`i` may attend to positions
-# {math}`j \le i` only.
+# In training, all positions of a row are computed at once. Position 3 must predict token 4, and
+# token 4 stands right there in the input. What stops the model from looking? The **causal mask**:
+# in every attention layer, position {math}`i` may attend to positions {math}`j \le i` only.
 #
-# The claim "a model cannot see the future" is easy to test. Change one token, and see which outputs move.
+# The claim "a model cannot see the future" is easy to test. Change one token, and see which
+# outputs move.
 
 # %%
 length = 8
@@ -384,14 +411,17 @@ axes.set_title("Nothing before the change moves")
 plt.show()
 
 # %% [markdown]
-# Read a row from left to right. Until the changed token is reached there is nothing at all, not even a rounding error. From there on, every output
-# is touched. The white triangle is the causal mask, seen from outside. The article that this course follows describes the decoder without
-# its mask; a model built from that description would see its own labels, and its loss would fall to zero as in the experiment above.
+# Read a row from left to right. Until the changed token is reached there is nothing at all, not
+# even a rounding error. From there on, every output is touched. The white triangle is the causal
+# mask, seen from outside. The article that this course follows describes the decoder without its
+# mask; a model built from that description would see its own labels, and its loss would fall to
+# zero as in the experiment above.
 
 # %% [markdown]
 # ## The model
 #
-# GPT-2 consists of three parts: embeddings, a stack of equal blocks, and a head that turns vectors into scores. The block is the heart:
+# GPT-2 consists of three parts: embeddings, a stack of equal blocks, and a head that turns
+# vectors into scores. The block is the heart:
 
 # %% tags=["covers-G2"]
 from llm_course.models.gpt import GPTBlock
@@ -399,13 +429,15 @@ from llm_course.models.gpt import GPTBlock
 print(inspect.getsource(inspect.unwrap(GPTBlock)))
 
 # %% [markdown]
-# The last two lines of the block are the architecture. `x` is the *residual stream*: a vector for each position that the block reads and
-# adds to. First, attention lets each position collect information from earlier positions. Then the feed-forward layer works on each position by
-# itself. Both read a normalised copy of the stream. This is called *pre-norm*, and it keeps the path from the last layer to the first one
-# free of obstacles, so that gradients reach the bottom of a deep stack.
+# The last two lines of the block are the architecture. `x` is the *residual stream*: a vector for
+# each position that the block reads and adds to. First, attention lets each position collect
+# information from earlier positions. Then the feed-forward layer works on each position by
+# itself. Both read a normalised copy of the stream. This is called *pre-norm*, and it keeps the
+# path from the last layer to the first one free of obstacles, so that gradients reach the bottom
+# of a deep stack.
 #
-# How large is it? With the published sizes the number of parameters must be the published one. The `meta` device counts without
-# reserving memory.
+# How large is it? With the published sizes the number of parameters must be the published one.
+# The `meta` device counts without reserving memory.
 
 # %%
 with torch.device("meta"):
@@ -418,16 +450,17 @@ assert parameters == v * d + n * d + layers * block + 2 * d
 print(f"{parameters:,} parameters, {block:,} in each of {layers} blocks")
 
 # %% [markdown]
-# The sum in the cell follows the structure: a table of tokens, a table of positions, twelve blocks and a last norm. The head has no parameters of its own.
-# It is the token table, used a second time: a vector is scored against the embedding of every token. This is called *tying*.
-# It saves 38 million parameters here.
+# The sum in the cell follows the structure: a table of tokens, a table of positions, twelve
+# blocks and a last norm. The head has no parameters of its own. It is the token table, used a
+# second time: a vector is scored against the embedding of every token. This is called *tying*. It
+# saves 38 million parameters here.
 
 # %% [markdown]
 # ## Before any training
 #
-# A new model should know nothing, and a model that knows nothing gives every token the probability {math}`1/V`. Its loss is
-# {math}`\ln V` nats per token. If a fresh model starts far above that, its weights are too large, and it begins by being
-# confidently wrong.
+# A new model should know nothing, and a model that knows nothing gives every token the
+# probability {math}`1/V`. Its loss is {math}`\ln V` nats per token. If a fresh model starts far
+# above that, its weights are too large, and it begins by being confidently wrong.
 
 # %%
 torch.manual_seed(0)
@@ -443,10 +476,11 @@ print(f"loss of a fresh model {start:.2f}, ln V = {math.log(1000):.2f}")
 # %% [markdown]
 # ## The mean is over counted labels
 #
-# Equation {eq}`eq-gpt-loss` is a sum, and a program reports a mean. Which mean? Rows have different lengths, so batches have different numbers of counted
-# labels. Suppose that a step is computed in two parts, because the whole batch does not fit into memory. The first part has 10 counted
-# labels, the second 990. Taking the mean of each part, and then the mean of the two means, gives each of the 10 tokens a hundred
-# times the weight of the others.
+# Equation {eq}`eq-gpt-loss` is a sum, and a program reports a mean. Which mean? Rows have
+# different lengths, so batches have different numbers of counted labels. Suppose that a step is
+# computed in two parts, because the whole batch does not fit into memory. The first part has 10
+# counted labels, the second 990. Taking the mean of each part, and then the mean of the two
+# means, gives each of the 10 tokens a hundred times the weight of the others.
 
 # %%
 sums, counts = [35.0, 1980.0], [10, 990]  # nats; the short part happens to be harder
@@ -455,8 +489,9 @@ mean = sum(sums) / sum(counts)
 print(f"mean of means {mean_of_means:.3f}, mean over counted labels {mean:.3f}")
 
 # %% [markdown]
-# The first number is wrong by a third. It is the most frequent silent error in training programs: large libraries had it for years. So in this package
-# a loss function returns sums and counts, and only the training loop divides, after it has added them up over all parts and all machines.
+# The first number is wrong by a third. It is the most frequent silent error in training programs:
+# large libraries had it for years. So in this package a loss function returns sums and counts,
+# and only the training loop divides, after it has added them up over all parts and all machines.
 
 # %% [markdown]
 # ## Perplexity and bits per byte
@@ -465,17 +500,18 @@ print(f"mean of means {mean_of_means:.3f}, mean over counted labels {mean:.3f}")
 #
 # $$\text{PPL} = \exp\Bigl(\frac{\mathcal L_\text{GPT}}{n}\Bigr)$$ (eq-perplexity)
 #
-# It says between how many equally likely tokens the model hesitates, on average. A model that knows nothing has the perplexity {math}`V`.
-# A model that is always sure and right has 1.
+# It says between how many equally likely tokens the model hesitates, on average. A model that
+# knows nothing has the perplexity {math}`V`. A model that is always sure and right has 1.
 #
-# Perplexity per token has a trap: it depends on the tokenizer. Cut a text into longer tokens, and each of them is harder to guess, but there are
-# fewer. Two models with different tokenizers must be compared on something that both share: the text itself. Take the nats of the whole text, turn them
-# into bits, and divide by the number of bytes:
+# Perplexity per token has a trap: it depends on the tokenizer. Cut a text into longer tokens, and
+# each of them is harder to guess, but there are fewer. Two models with different tokenizers must
+# be compared on something that both share: the text itself. Take the nats of the whole text, turn
+# them into bits, and divide by the number of bytes:
 #
 # $$\text{bits per byte} = \frac{\mathcal L_\text{GPT}}{\ln 2 \cdot \text{bytes}}$$ (eq-bits-per-byte)
 #
-# Here are two models of the same story. Both are unigram models: they know how frequent each token is, and nothing else. One reads characters,
-# the other reads words.
+# Here are two models of the same story. Both are unigram models: they know how frequent each
+# token is, and nothing else. One reads characters, the other reads words.
 
 
 # %%
@@ -490,21 +526,26 @@ size = len(text.encode())
 for name, tokens in {"characters": list(text), "words": text.split(" ")}.items():
     nats = unigram_nats(tokens)
     perplexity = math.exp(nats / len(tokens))
-    print(f"{name:>10}: perplexity {perplexity:6.1f}, bits per byte {nats / math.log(2) / size:.2f}")
+    print(
+        f"{name:>10}: perplexity {perplexity:6.1f}, bits per byte {nats / math.log(2) / size:.2f}"
+    )
 
 # %% [markdown]
-# By perplexity the character model looks far better. It is the other way round: to describe the text byte by byte, it needs
-# more bits. Perplexities of different tokenizers cannot be compared. Bits per byte can.
+# By perplexity the character model looks far better. It is the other way round: to describe the
+# text byte by byte, it needs more bits. Perplexities of different tokenizers cannot be compared.
+# Bits per byte can.
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{exercise} The loss by hand
 # :label: ex-12-loss
-# *10 minutes, easy.* Write `next_token_loss(logits, labels)`: the mean of {eq}`eq-gpt-loss` over counted labels, as one number. `labels` are
-# unshifted, and −100 is not counted. Use only `log_softmax`, indexing and arithmetic; no loop is needed.
+# *10 minutes, easy.* Write `next_token_loss(logits, labels)`: the mean of {eq}`eq-gpt-loss` over
+# counted labels, as one number. `labels` are unshifted, and −100 is not counted. Use only
+# `log_softmax`, indexing and arithmetic; no loop is needed.
 #
-# *Hint 1.* Which outputs speak about which labels? *Hint 2.* `gather` refuses −100: replace it before, and leave it out after.
+# *Hint 1.* Which outputs speak about which labels? *Hint 2.* `gather` refuses −100: replace it
+# before, and leave it out after.
 # ```
 
 # %% [markdown]
@@ -534,9 +575,9 @@ ch12.check_next_token_loss(next_token_loss)
 # %% [markdown]
 # ```{exercise} All texts of three tokens
 # :label: ex-12-sum
-# *10 minutes, easy.* Write `total_probability(model, vocab_size, n, bos)`: the sum of {eq}`eq-gpt-product` over all
-# {math}`V^n` texts of `n` tokens. The result must be 1 for every model with a correct causal mask. What does it become when
-# you forget BOS?
+# *10 minutes, easy.* Write `total_probability(model, vocab_size, n, bos)`: the sum of
+# {eq}`eq-gpt-product` over all {math}`V^n` texts of `n` tokens. The result must be 1 for every
+# model with a correct causal mask. What does it become when you forget BOS?
 #
 # *Hint.* `itertools.product(range(vocab_size), repeat=n)` lists all texts.
 # ```
@@ -560,8 +601,9 @@ def total_probability(model: GPT, vocab_size: int, n: int, bos: int) -> float:
 
 
 # %% [markdown]
-# Without BOS the first token is never predicted, only used: its factor is missing from the product. The sum becomes {math}`V`, since each first
-# token brings a whole unit of probability with it.
+# Without BOS the first token is never predicted, only used: its factor is missing from the
+# product. The sum becomes {math}`V`, since each first token brings a whole unit of probability
+# with it.
 #
 # ```{solution-end}
 # ```
@@ -572,8 +614,9 @@ ch12.check_total_probability(total_probability)
 # %% [markdown]
 # ```{exercise} One scale for two models
 # :label: ex-12-bits
-# *5 minutes, easy.* Write `bits_per_byte(nats_per_token, n_tokens, text)`. A model with 2.31 nats per token on 400 tokens is compared with a model
-# of characters on the same text. Mind that a character may have more than one byte.
+# *5 minutes, easy.* Write `bits_per_byte(nats_per_token, n_tokens, text)`. A model with 2.31 nats
+# per token on 400 tokens is compared with a model of characters on the same text. Mind that a
+# character may have more than one byte.
 # ```
 
 # %% [markdown]
@@ -599,9 +642,10 @@ ch12.check_bits_per_byte(bits_per_byte)
 # %% [markdown]
 # ```{exercise} Find the leak
 # :label: ex-12-leak
-# *15 minutes, medium.* Write `sees_the_future(model, vocab_size, length)`: return `True` if any output at a position before a changed token moves. It
-# must say `False` for an honest GPT and `True` for a model with a broken mask, even when the leak reaches only one position
-# ahead, or sits only at the end of the row.
+# *15 minutes, medium.* Write `sees_the_future(model, vocab_size, length)`: return `True` if any
+# output at a position before a changed token moves. It must say `False` for an honest GPT and
+# `True` for a model with a broken mask, even when the leak reaches only one position ahead, or
+# sits only at the end of the row.
 # ```
 
 # %% [markdown]
@@ -626,8 +670,9 @@ def sees_the_future(model, vocab_size: int, length: int) -> bool:
 
 
 # %% [markdown]
-# Every position has to be changed once. A test that changes only the last token would miss a leak in the middle, and a test that compares with a
-# tolerance could miss a small one: an honest mask gives differences of exactly zero.
+# Every position has to be changed once. A test that changes only the last token would miss a leak
+# in the middle, and a test that compares with a tolerance could miss a small one: an honest mask
+# gives differences of exactly zero.
 #
 # ```{solution-end}
 # ```
@@ -638,8 +683,9 @@ ch12.check_sees_the_future(sees_the_future)
 # %% [markdown]
 # ## What to keep
 #
-# A language model gives a probability to every text, as a product of guesses from left to right. Its loss is the negative logarithm of that product. Output
-# {math}`i` speaks about token {math}`i + 1`, so labels are shifted once, in one place. The causal mask keeps the guesses honest, exactly. A sum and a count travel
-# together until the very end. A loss below the floor is a bug.
+# A language model gives a probability to every text, as a product of guesses from left to right.
+# Its loss is the negative logarithm of that product. Output {math}`i` speaks about token {math}`i
+# + 1`, so labels are shifted once, in one place. The causal mask keeps the guesses honest,
+# exactly. A sum and a count travel together until the very end. A loss below the floor is a bug.
 #
 # In [the next chapter](13_gpt_pretrain.ipynb) the model gets something to read.

@@ -15,11 +15,13 @@
 #
 # [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/13_gpt_pretrain.ipynb)
 #
-# **You will** train a byte-pair tokenizer, count what n-grams can do, train a GPT from random weights, measure how far it is from the best
-# possible model, and let a parser judge the stories that it writes.
+# **You will** train a byte-pair tokenizer, count what n-grams can do, train a GPT from random
+# weights, measure how far it is from the best possible model, and let a parser judge the stories
+# that it writes.
 #
 # **Needs** chapter 12. **Runs** in 90 seconds on one core.
-# **Source** {cite:p}`radford2019,sennrich2016`; `llm_course/corpus/town`, `llm_course/training/loop.py`.
+# **Source** {cite:p}`radford2019,sennrich2016`; `llm_course/corpus/town`,
+# `llm_course/training/loop.py`.
 
 # %% tags=["remove-cell"]
 import sys
@@ -42,7 +44,7 @@ import torch
 from llm_course import GPT, GPTConfig, Tokenizer, TrainConfig, train
 from llm_course.checks import ch13
 from llm_course.corpus.ngram import NgramModel
-from llm_course.corpus.town import facts_hold, generate_documents, parse_sentence, parse
+from llm_course.corpus.town import facts_hold, generate_documents, parse, parse_sentence
 from llm_course.objectives.batching import DocumentBatches, PaddedBatches
 from llm_course.objectives.causal import causal_lm_loss, causal_loss_fn
 from llm_course.runs.sample import sample_texts
@@ -56,8 +58,9 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## What the model will read
 #
-# Pretraining has three steps: prepare the corpus (G1), initialise the model (G2), and maximise the probability of the corpus (G3). We begin
-# with the corpus, and we read some of it. This step is skipped more often than any other, and it finds more errors than any other.
+# Pretraining has three steps: prepare the corpus (G1), initialise the model (G2), and maximise
+# the probability of the corpus (G3). We begin with the corpus, and we read some of it. This step
+# is skipped more often than any other, and it finds more errors than any other.
 
 # %%
 stories = list(generate_documents(20_000, seed=0, split="train"))
@@ -66,30 +69,37 @@ for document in stories[:2]:
     print(document.text, end="\n\n")
 
 # %% [markdown]
-# The stories are simple, and they are not nonsense. A person is introduced, and the pronoun fits the name. A price or a colour is named early, and
-# asked for late. To guess the late word, a model has to look back over several sentences. We will see whether it does.
+# The stories are simple, and they are not nonsense. A person is introduced, and the pronoun fits
+# the name. A price or a colour is named early, and asked for late. To guess the late word, a
+# model has to look back over several sentences. We will see whether it does.
 #
-# The program that writes the stories knows the probability of each one. `log_prob` is that number, in nats. No other model of
-# these stories can have a smaller loss on average, because the true distribution is the best predictor of its own draws. So the average of
-# `-log_prob` is the **floor**.
+# The program that writes the stories knows the probability of each one. `log_prob` is that
+# number, in nats. No other model of these stories can have a smaller loss on average, because the
+# true distribution is the best predictor of its own draws. So the average of `-log_prob` is the
+# **floor**.
 
 # %%
 floor_nats = sum(-document.log_prob for document in held_out)
 n_words = sum(len(document.words) for document in held_out)
 print(f"{len(held_out)} held-out stories, {n_words} words")
-print(f"floor: {floor_nats / len(held_out):.1f} nats a story, {floor_nats / n_words:.2f} nats a word")
+print(
+    f"floor: {floor_nats / len(held_out):.1f} nats a story, {floor_nats / n_words:.2f} nats a word"
+)
 assert not {d.text for d in stories} & {d.text for d in held_out}  # no story in both
 
 # %% [markdown]
-# The last line is not a formality. If training and validation share texts, the validation loss measures memory.
+# The last line is not a formality. If training and validation share texts, the validation loss
+# measures memory.
 
 # %% [markdown]
 # ## G1: byte-pair encoding
 #
-# A model reads numbers. Which pieces of text should get a number? Whole words make long lists: a new name or a spelling mistake has no number at all. Single
-# characters make long rows, and the model spends its effort on spelling. **Byte-pair encoding** finds the middle by counting. It begins
-# with single bytes. Then it looks for the pair of neighbours that occurs most often, and makes it a new piece. It repeats this until the vocabulary
-# is full. Frequent words become one piece. Rare words stay two or three.
+# A model reads numbers. Which pieces of text should get a number? Whole words make long lists: a
+# new name or a spelling mistake has no number at all. Single characters make long rows, and the
+# model spends its effort on spelling. **Byte-pair encoding** finds the middle by counting. It
+# begins with single bytes. Then it looks for the pair of neighbours that occurs most often, and
+# makes it a new piece. It repeats this until the vocabulary is full. Frequent words become one
+# piece. Rare words stay two or three.
 
 # %% tags=["covers-G1"]
 tokenizer = Tokenizer.train((d.text for d in stories[:5000]), kind="bpe", vocab_size=2048)
@@ -99,12 +109,14 @@ for text in ("The baker mended the kettle.", "A zebra yawned."):
 assert tokenizer.decode(tokenizer.encode("A zebra yawned.")) == "A zebra yawned."
 
 # %% [markdown]
-# The sign `Ġ` stands for a space: byte-pair encoding keeps the space in front of a word as part of the piece, so that decoding gives the
-# text back without guessing. Town's own words are single pieces. A word that Town does not have is put together from smaller ones. Nothing is ever unknown, since
-# every text is made of bytes.
+# The sign `Ġ` stands for a space: byte-pair encoding keeps the space in front of a word as part
+# of the piece, so that decoding gives the text back without guessing. Town's own words are single
+# pieces. A word that Town does not have is put together from smaller ones. Nothing is ever
+# unknown, since every text is made of bytes.
 #
-# A document is a row of ids between two special tokens, BOS and EOS. BOS gives the first word something to be conditioned on. EOS
-# lets the model say that a story is over. Without it a model could not stop, and its probabilities would not sum to one.
+# A document is a row of ids between two special tokens, BOS and EOS. BOS gives the first word
+# something to be conditioned on. EOS lets the model say that a story is over. Without it a model
+# could not stop, and its probabilities would not sum to one.
 
 
 # %%
@@ -115,15 +127,18 @@ def encode(documents) -> list[list[int]]:
 
 train_rows, held_out_rows = encode(stories), encode(held_out)
 n_tokens = sum(len(row) - 1 for row in held_out_rows)  # BOS is given, not predicted
-print(f"{n_tokens / n_words:.2f} tokens a word; longest story {max(map(len, held_out_rows))} tokens")
+print(
+    f"{n_tokens / n_words:.2f} tokens a word; longest story {max(map(len, held_out_rows))} tokens"
+)
 print(f"floor: {floor_nats / n_tokens:.3f} nats a token")
 
 # %% [markdown]
 # ## How far does counting get?
 #
-# Before we train anything large, we ask what the simplest method can do. An **n-gram model** counts which word follows the last
-# {math}`n - 1` words. Chapter 12 had {math}`n = 2`. When it meets a new combination it falls back to a shorter one; the method here is
-# interpolated Kneser–Ney smoothing, the best that was known before neural models.
+# Before we train anything large, we ask what the simplest method can do. An **n-gram model**
+# counts which word follows the last {math}`n - 1` words. Chapter 12 had {math}`n = 2`. When it
+# meets a new combination it falls back to a shorter one; the method here is interpolated
+# Kneser–Ney smoothing, the best that was known before neural models.
 
 # %%
 ngram_words = [list(document.words) for document in stories]
@@ -137,15 +152,16 @@ for order, ratio in ngram_ratio.items():
 assert min(ngram_ratio.values()) > 1  # nothing beats the floor
 
 # %% [markdown]
-# Every result is a multiple of the floor, and none is below 1. Longer memory helps, then it stops helping: in a story of eighty words the
-# last four words rarely say what the price was. More memory also means more combinations that were never seen. **This is the line that our model
-# has to beat.** A neural network that does not beat counting has not earned its electricity.
+# Every result is a multiple of the floor, and none is below 1. Longer memory helps, then it stops
+# helping: in a story of eighty words the last four words rarely say what the price was. More
+# memory also means more combinations that were never seen. **This is the line that our model has
+# to beat.** A neural network that does not beat counting has not earned its electricity.
 
 # %% [markdown]
 # ## G2: the model
 #
-# Four blocks of width 128, four heads each. The vocabulary has as many entries as the tokenizer. A fresh model must know nothing: its loss has to be
-# near {math}`\ln V` nats for each token.
+# Four blocks of width 128, four heads each. The vocabulary has as many entries as the tokenizer.
+# A fresh model must know nothing: its loss has to be near {math}`\ln V` nats for each token.
 
 # %% tags=["covers-G2"]
 torch.manual_seed(0)
@@ -162,12 +178,14 @@ assert abs(start - math.log(len(tokenizer))) < 0.2
 # %% [markdown]
 # ## G3: training
 #
-# One update goes like this. Take a batch of rows. Compute the logits of all positions at once. Compute the loss {eq}`eq-gpt-loss`. Ask autograd for
-# the gradient, limit its length, and let AdamW move the weights a little. `train` is a generator: it yields a `Step` after every update, and the
-# notebook decides what to do with it. There are no callbacks.
+# One update goes like this. Take a batch of rows. Compute the logits of all positions at once.
+# Compute the loss {eq}`eq-gpt-loss`. Ask autograd for the gradient, limit its length, and let
+# AdamW move the weights a little. `train` is a generator: it yields a `Step` after every update,
+# and the notebook decides what to do with it. There are no callbacks.
 #
-# The learning rate rises from zero during the first steps, because the first gradients of a random network point in wild directions. Then it falls along a
-# cosine, because close to the end large steps would only shake the model.
+# The learning rate rises from zero during the first steps, because the first gradients of a
+# random network point in wild directions. Then it falls along a cosine, because close to the end
+# large steps would only shake the model.
 
 # %% tags=["covers-G3"]
 STEPS = 600
@@ -187,8 +205,9 @@ print("between 1.00 and 1.30 times the floor, and better than every n-gram")
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# On a CPU with the seed above, the ratio lies between 1.0 and 1.3. If it is larger, the training has failed. If it is below 1.0, there is a bug in the
-# measurement, for example a story that is in both sets, or an EOS that is not counted.
+# On a CPU with the seed above, the ratio lies between 1.0 and 1.3. If it is larger, the training
+# has failed. If it is below 1.0, there is a bug in the measurement, for example a story that is
+# in both sets, or an EOS that is not counted.
 # ```
 
 # %% mystnb={"image": {"alt": "Training loss in nats per token over the steps. It starts near seven and a half, drops quickly below the dashed lines of the n-gram models, and approaches the line of the floor without touching it."}}
@@ -202,14 +221,16 @@ figure = plot_losses(
 plt.show()
 
 # %% [markdown]
-# The curve has three parts. In the first dozen steps the model learns how frequent each token is: that is the unigram line. Then it learns which words go
-# together, and passes the lines of the longer n-grams one after the other. The rest of the training goes into what counting cannot do: keeping the name,
-# the price and the colour in mind over many words.
+# The curve has three parts. In the first dozen steps the model learns how frequent each token is:
+# that is the unigram line. Then it learns which words go together, and passes the lines of the
+# longer n-grams one after the other. The rest of the training goes into what counting cannot do:
+# keeping the name, the price and the colour in mind over many words.
 
 # %% [markdown]
 # ## Which words are still hard?
 #
-# An average hides the interesting part. Here is one held-out story, word by word. The height of a bar is how surprised the model was, in nats.
+# An average hides the interesting part. Here is one held-out story, word by word. The height of a
+# bar is how surprised the model was, in nats.
 
 # %%
 sample = held_out_rows[3]
@@ -231,11 +252,13 @@ axes.set_title("News is expensive, repetition is cheap")
 plt.show()
 
 # %% [markdown]
-# The first mention of a name, a thing or a price is expensive, and must be: the program drew it at random, and nobody could know. Mention it
-# again, and the bar almost vanishes. The model has found the earlier place and copies from it.
+# The first mention of a name, a thing or a price is expensive, and must be: the program drew it
+# at random, and nobody could know. Mention it again, and the bar almost vanishes. The model has
+# found the earlier place and copies from it.
 #
-# We can look at the copying itself. For each head of each layer, we measure how much attention the last positions pay to the first mention of
-# a word that is repeated. The measure picks the head; nobody chose it by hand.
+# We can look at the copying itself. For each head of each layer, we measure how much attention
+# the last positions pay to the first mention of a word that is repeated. The measure picks the
+# head; nobody chose it by hand.
 
 # %%
 maps = attention_maps(model, row)
@@ -274,15 +297,18 @@ axes.set_title("The head that looks back the most")
 plt.show()
 
 # %% [markdown]
-# Each row is one position, and its bright squares are where it looks. The lower left triangle is all there is: the mask forbids the rest. Squares far from the
-# diagonal are memory. The row before a repeated word lights up at its first mention. No n-gram model has anything like it.
+# Each row is one position, and its bright squares are where it looks. The lower left triangle is
+# all there is: the mask forbids the rest. Squares far from the diagonal are memory. The row
+# before a repeated word lights up at its first mention. No n-gram model has anything like it.
 
 # %% [markdown]
 # ## Does it write stories?
 #
-# Low loss is one thing. We let the model write, one token at a time: draw a token from its distribution, append it, ask again. A *temperature* below 1 sharpens the
-# distribution before drawing. Town's parser then judges each sample on three levels. Is each **sentence** correct? Is the **whole story** one that the
-# grammar could have written? And is it **true to its own facts**, so that the price in the end is the price in the beginning?
+# Low loss is one thing. We let the model write, one token at a time: draw a token from its
+# distribution, append it, ask again. A *temperature* below 1 sharpens the distribution before
+# drawing. Town's parser then judges each sample on three levels. Is each **sentence** correct? Is
+# the **whole story** one that the grammar could have written? And is it **true to its own
+# facts**, so that the price in the end is the price in the beginning?
 
 
 # %%
@@ -318,9 +344,11 @@ assert verdicts[0.7]["sentences"] > 0.6
 assert verdicts[0.7]["sentences"] >= verdicts[1.0]["sentences"] - 0.05
 
 # %% [markdown]
-# A lower temperature gives more correct sentences and fewer surprises. Whole stories are harder than sentences: a story is right only when all its
-# sentences are, and when they fit together. Facts are the hardest. A model can write perfect sentences about a kettle that was red in the first line
-# and is blue in the last. In larger models the same weakness is called *hallucination*. Here it can be counted.
+# A lower temperature gives more correct sentences and fewer surprises. Whole stories are harder
+# than sentences: a story is right only when all its sentences are, and when they fit together.
+# Facts are the hardest. A model can write perfect sentences about a kettle that was red in the
+# first line and is blue in the last. In larger models the same weakness is called
+# *hallucination*. Here it can be counted.
 
 # %% [markdown]
 # ## The same command on a real file
@@ -337,27 +365,31 @@ assert verdicts[0.7]["sentences"] >= verdicts[1.0]["sentences"] - 0.05
 # llm-course pretrain gpt --data-files data/tinyshakespeare.txt --out runs/shakespeare
 # ```
 #
-# It takes longer than a notebook should, so its result is stored with the book. Nothing below was typed by hand: the cell reads the file that the run
-# wrote.
+# It takes longer than a notebook should, so its result is stored with the book. Nothing below was
+# typed by hand: the cell reads the file that the run wrote.
 
 # %%
 RESULTS = next(p for p in (Path("results"), Path("../results")) if p.is_dir())
 stored = json.loads((RESULTS / "gpt_shakespeare_cpu.json").read_text())
 for run in stored["runs"]:
-    print(f"{run['train_seconds']:.0f} s of training, {run['tokenizer']}: {run['val_nats_per_char']:.3f} nats a character")
+    print(
+        f"{run['train_seconds']:.0f} s of training, {run['tokenizer']}: {run['val_nats_per_char']:.3f} nats a character"
+    )
 print(f"seed {stored['seed']}, device {stored['device_name']}, {stored['threads']} threads")
 
 # %% [markdown]
-# The unit is nats per character over the whole validation part, so that a tokenizer of characters and one of pieces can be compared. For
-# real text there is no floor. We do not know how predictable Shakespeare is, and that is why the course begins with a text for which we do.
+# The unit is nats per character over the whole validation part, so that a tokenizer of characters
+# and one of pieces can be compared. For real text there is no floor. We do not know how
+# predictable Shakespeare is, and that is why the course begins with a text for which we do.
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{exercise} The floor ratio
 # :label: ex-13-floor
-# *10 minutes, easy.* Write `floor_ratio(losses, counts, log_probs)`. `losses` are mean losses in nats per token, one for each document, `counts` the
-# numbers of counted tokens, and `log_probs` the documents' log-probabilities under the program that wrote them. Which sum goes over which?
+# *10 minutes, easy.* Write `floor_ratio(losses, counts, log_probs)`. `losses` are mean losses in
+# nats per token, one for each document, `counts` the numbers of counted tokens, and `log_probs`
+# the documents' log-probabilities under the program that wrote them. Which sum goes over which?
 # ```
 
 # %% [markdown]
@@ -375,7 +407,8 @@ def floor_ratio(losses: list[float], counts: list[int], log_probs: list[float]) 
 
 
 # %% [markdown]
-# Long documents count more than short ones, in both sums. A mean of ratios would let one short story outweigh a long one.
+# Long documents count more than short ones, in both sums. A mean of ratios would let one short
+# story outweigh a long one.
 #
 # ```{solution-end}
 # ```
@@ -386,9 +419,10 @@ ch13.check_floor_ratio(floor_ratio)
 # %% [markdown]
 # ```{exercise} One merge
 # :label: ex-13-merge
-# *15 minutes, medium.* Write the heart of byte-pair encoding: `most_frequent_pair(words)` gets a dictionary from words, as tuples of pieces, to their counts. It
-# returns the pair of neighbours that occurs most often in the text. A word that occurs 7 times brings its pairs 7 times. When two pairs are equally frequent, return
-# the smaller one in the order of tuples.
+# *15 minutes, medium.* Write the heart of byte-pair encoding: `most_frequent_pair(words)` gets a
+# dictionary from words, as tuples of pieces, to their counts. It returns the pair of neighbours
+# that occurs most often in the text. A word that occurs 7 times brings its pairs 7 times. When
+# two pairs are equally frequent, return the smaller one in the order of tuples.
 # ```
 
 # %% [markdown]
@@ -418,8 +452,9 @@ ch13.check_most_frequent_pair(most_frequent_pair)
 # %% [markdown]
 # ```{exercise} The learning rate
 # :label: ex-13-lr
-# *10 minutes, easy.* Write `learning_rate(step, max_steps, warmup_steps, lr, min_lr)`: linear from 0 to `lr` over the first `warmup_steps` updates, then half a cosine
-# down to `min_lr` at `max_steps`. Steps count from 1: after the last step of the warm-up the rate is `lr` exactly.
+# *10 minutes, easy.* Write `learning_rate(step, max_steps, warmup_steps, lr, min_lr)`: linear
+# from 0 to `lr` over the first `warmup_steps` updates, then half a cosine down to `min_lr` at
+# `max_steps`. Steps count from 1: after the last step of the warm-up the rate is `lr` exactly.
 # ```
 
 # %% [markdown]
@@ -429,9 +464,7 @@ ch13.check_most_frequent_pair(most_frequent_pair)
 
 
 # %%
-def learning_rate(
-    step: int, max_steps: int, warmup_steps: int, lr: float, min_lr: float
-) -> float:
+def learning_rate(step: int, max_steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:
     ### BEGIN SOLUTION
     if step <= warmup_steps:
         return lr * step / warmup_steps
@@ -450,8 +483,10 @@ ch13.check_learning_rate(learning_rate)
 # %% [markdown]
 # ```{exercise} Whose story is it?
 # :label: ex-13-split
-# *10 minutes, easy.* A colleague splits a corpus by taking every tenth *sentence* as validation data. Write `shared_share(train, validation)`: the share of
-# validation documents whose text also occurs in the training documents. White space at the ends and upper or lower case must not hide a copy.
+# *10 minutes, easy.* A colleague splits a corpus by taking every tenth *sentence* as validation
+# data. Write `shared_share(train, validation)`: the share of validation documents whose text also
+# occurs in the training documents. White space at the ends and upper or lower case must not hide
+# a copy.
 # ```
 
 # %% [markdown]
@@ -469,8 +504,8 @@ def shared_share(train: list[str], validation: list[str]) -> float:
 
 
 # %% [markdown]
-# Split by document, never by sentence. Sentences of one story share its names and prices, so a model that has read nine of ten sentences knows the
-# tenth half by heart.
+# Split by document, never by sentence. Sentences of one story share its names and prices, so a
+# model that has read nine of ten sentences knows the tenth half by heart.
 #
 # ```{solution-end}
 # ```
@@ -481,5 +516,7 @@ ch13.check_shared_share(shared_share)
 # %% [markdown]
 # ## What to keep
 #
-# Read the corpus first. Count before you train, because a baseline that costs ten seconds may be hard to beat. Report a loss beside what others reach and beside what is
-# possible. A falling curve is not a result; a held-out ratio with its band is. And let something other than the loss judge what the model writes.
+# Read the corpus first. Count before you train, because a baseline that costs ten seconds may be
+# hard to beat. Report a loss beside what others reach and beside what is possible. A falling
+# curve is not a result; a held-out ratio with its band is. And let something other than the loss
+# judge what the model writes.

@@ -34,9 +34,7 @@ def test_a_run_works_the_first_time(name: str, data_dir: Path, tmp_path: Path) -
         assert again["val_loss"] == result["val_loss"]
 
 
-def test_the_list_says_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gpt_town.json").write_text("{}")
     assert main(["record", "--list", "--results", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

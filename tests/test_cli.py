@@ -14,7 +14,7 @@ from llm_course.cli import COMMANDS, main, parse, parse_plainly
 COMMAND_LINES = [
     ["doctor"],
     ["pretrain", "gpt", "--preset", "t4", "--max-steps", "5", "--lr", "0.01", "--resume"],
-    ["pretrain", "gpt", "--data-files", "a.txt", "b.txt", "--no-compile", "--tokenizer", "char"],
+    ["pretrain", "gpt", "--data-files", "a.txt", "b.txt", "--compile", "no", "--tokenizer", "char"],
     ["generate", "--prompt", "The", "--temperature", "0.5", "--top-k", "3", "--samples", "2"],
     ["record", "--name", "gpt_town", "--tiny"],
     ["record", "--list"],

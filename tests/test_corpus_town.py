@@ -154,7 +154,8 @@ def changed_grammar(folder: Path, old: str, new: str) -> Grammar:
         ("{+job2:job-job}", "{+job2:job-hobby}", "{'hobby'} not bound"),
         ("{+trait.a:trait_good}", "{+trait.a:trait_great}", "no class 'trait_great'"),
         ("{+hero:person}", "{+hero person}", "cannot read the slots"),
-        ("enjoy\t", "enjoyed\t", "the clauses of beat 'enjoy'|which has no clause"),
+        ('buy\t"{price}', 'enjoy\t"{price}', "the clauses of beat 'buy' must stand together"),
+        ("buy\t{hero}", "buy {hero}", "expected beat, English and Chinese"),
     ],
 )
 def test_a_bad_grammar_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

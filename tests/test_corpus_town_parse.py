@@ -86,7 +86,7 @@ def test_the_levels_are_sentences_then_plots_then_facts() -> None:
         ("Marla was a kind baker in the town of", "breaks off"),
         ("Marla was an kind baker in the town of Belford.", "writes 'Marla was a kind"),
         ("marla was a kind baker in the town of Belford.", "writes 'Marla was a kind"),
-        ("Marla was a kind baker in the town of Belford !", "'!', word 10"),
+        ("Marla was a kind baker in the town of Belford !", "'!', word 11"),
         ("", "breaks off"),
     ],
 )

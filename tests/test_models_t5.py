@@ -710,7 +710,7 @@ def test_bad_input_is_refused(change: dict[str, Tensor], message: str) -> None:
 
 @pytest.mark.compile
 def test_the_compiled_model_equals_the_eager_one() -> None:
-    model = perturbed(T5(TINY))
+    model = tiny(n_layers=1, n_decoder_layers=1).float()
     inputs = {
         "input_ids": random_ids((2, 9), 37, 0),
         "decoder_input_ids": random_ids((2, 5), 37, 1),
@@ -724,3 +724,18 @@ def test_the_compiled_model_equals_the_eager_one() -> None:
     assert_relative(compiled(**inputs), expected)
     for gradient, parameter in zip(gradients, model.parameters()):
         assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.compile
+def test_a_compiled_step_with_a_cache_of_fixed_shape_is_compiled_once() -> None:
+    model = tiny(n_layers=1, n_decoder_layers=1)
+    ids, target = random_ids((2, 6), 37, 0), random_ids((2, 7), 37, 1)
+    full = model(ids, decoder_input_ids=target)
+    cache = model.new_cache(2, 9, fixed_shape=True)
+    with torch.no_grad():
+        prompt = model(ids, decoder_input_ids=target[:, :3], cache=cache)
+        step = torch.compile(model.decode)
+        parts = [prompt, step(None, target[:, 3:4], cache=cache)]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            parts += [step(None, target[:, t : t + 1], cache=cache) for t in range(4, 7)]
+    assert_close(torch.cat(parts, 1), full, rtol=1e-10, atol=1e-10)

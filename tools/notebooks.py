@@ -27,7 +27,7 @@ import hygiene
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 TIMEOUT = 180  # seconds a cell
@@ -163,7 +163,7 @@ def update(source: Path) -> list[str]:
     started = time.perf_counter()
     try:
         notebook = execute(source)
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         return [f"{source.name}: a cell failed, nothing was written\n{error}"]
     source.with_suffix(".ipynb").write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     print(f"{source.stem}: executed in {time.perf_counter() - started:.0f} s", flush=True)

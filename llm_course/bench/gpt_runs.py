@@ -225,7 +225,6 @@ def _network(name: str, config: GPTConfig) -> torch.nn.Module:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            attn_implementation="sdpa",
         )
     )
 

@@ -35,7 +35,7 @@ def check_floor_ratio(answer: Callable[[list[float], list[int], list[float]], fl
 
 def check_most_frequent_pair(answer: Callable[[dict[tuple[str, ...], int]], Any]) -> None:
     """The next merge of byte-pair encoding."""
-    cases = [
+    cases: list[tuple[dict[tuple[str, ...], int], tuple[str, str], str]] = [
         (
             {
                 ("n", "e", "w"): 1,

@@ -29,22 +29,16 @@ def translate(sentence: Sentence | str, grammar: Grammar | None = None) -> str:
 
         sentence = parse_sentence(sentence, grammar)
     clause = grammar.clauses[sentence.clause]
-    entries: dict[str, Entry] = {}
-    pronouns: dict[str, str] = {}
+    words: dict[str, Entry | str] = {}
     for slot, filler in zip(clause.slots, sentence.fillers, strict=True):
         if slot.key:
-            pronouns[slot.name] = filler
+            words.setdefault(slot.name, filler)
         else:
-            entries[slot.name] = grammar.entries[filler]
-
-    def replace(match: re.Match[str]) -> str:
-        name, form = match.group(1), match.group(2) or ""
-        if form in PRONOUNS:
-            pronoun = pronouns.get(name) or PRONOUNS["she"][entries[name].gender]
-            return THIRD_PERSON[pronoun] + ("的" if form == "her" else "")
-        return _chinese(entries[name], form)
-
-    return SLOT.sub(replace, clause.chinese)
+            words[slot.name] = grammar.entries[filler]
+    pieces = SLOT.split(clause.chinese)  # text, name, form, text, name, form, ..., text
+    for i in range(1, len(pieces), 3):
+        pieces[i : i + 2] = [_chinese(words[pieces[i]], pieces[i + 1] or ""), ""]
+    return "".join(pieces)
 
 
 def translate_document(document: Document | Derivation, grammar: Grammar | None = None) -> str:
@@ -53,16 +47,18 @@ def translate_document(document: Document | Derivation, grammar: Grammar | None 
     return "".join(translate(sentence, grammar) for sentence in derivation.sentences)
 
 
-def _chinese(entry: Entry, form: str) -> str:
-    if form == "":
-        return entry.zh
-    if form == "m":
-        return entry.measure or "个"
+def _chinese(word: Entry | str, form: str) -> str:
+    if form in PRONOUNS:
+        pronoun = word if isinstance(word, str) else PRONOUNS["she"][word.gender]
+        return THIRD_PERSON[pronoun] + ("的" if form == "her" else "")
+    if isinstance(word, str):
+        raise DataError(f"a pronoun has no Chinese form {form!r}")
+    measure = word.measure or "个"
     if form == "a":
-        return (
-            "一些" + entry.zh if "mass" in entry.marks else f"一{entry.measure or '个'}{entry.zh}"
-        )
-    raise DataError(f"Chinese words have no form {form!r}, asked of {entry.lemma!r}")
+        return f"一些{word.zh}" if "mass" in word.marks else f"一{measure}{word.zh}"
+    if form not in ("", "m"):
+        raise DataError(f"Chinese words have no form {form!r}, asked of {word.lemma!r}")
+    return measure if form == "m" else word.zh
 
 
 def check_chinese(clause: Clause) -> None:

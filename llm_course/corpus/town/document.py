@@ -8,11 +8,10 @@ labelled task of Town starts from them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llm_course.corpus.town.grammar import FACTS, Clause, Grammar, town
+from llm_course.corpus.town.grammar import FACTS, Grammar, town
 from llm_course.corpus.town.lexicon import PRONOUNS
 
 # A sentence ends at . ? or ! and perhaps a quotation mark, before a capital or a quotation mark.
@@ -26,6 +25,7 @@ ENTITY_TYPES = {
     "job": "JOB",
     "event": "EVENT",
 }
+OTHER_THINGS = ("animal", "plant", "vehicle", "event")  # whose colour it is without a thing
 GOOD = frozenset(("feel_good", "trait_good", "food_good", "thing_good"))
 BAD = frozenset(("feel_bad", "trait_bad", "food_bad", "thing_bad"))
 
@@ -91,26 +91,23 @@ def tokenize(text: str) -> list[str]:
     return re.findall(r"[A-Za-z']+|[^\sA-Za-z']", text)
 
 
-def surface(grammar: Grammar, form: str, filler: str) -> str:
-    """What a slot prints for a filler."""
-    plain = form.rstrip("^")
-    if plain in PRONOUNS:
-        gender = "f" if filler == "she" else "m"
-        word = PRONOUNS[plain][gender]
-        return word.capitalize() if form.endswith("^") else word
-    return grammar.entries[filler].forms[form]
+def surfaces(sentence: Sentence, grammar: Grammar | None = None) -> tuple[str, ...]:
+    """What each slot of a sentence prints, with its article where the clause gives it one."""
+    grammar = grammar or town()
+    entries, printed = grammar.entries, []
+    for slot, filler in zip(grammar.clauses[sentence.clause].slots, sentence.fillers, strict=True):
+        if slot.key:
+            word = PRONOUNS[slot.form.rstrip("^")]["f" if filler == "she" else "m"]
+            printed.append(word.capitalize() if slot.form.endswith("^") else word)
+        else:
+            printed.append(entries[filler].forms[slot.form])
+    return tuple(printed)
 
 
 def render(sentence: Sentence, grammar: Grammar | None = None) -> str:
     """The text of one sentence."""
     grammar = grammar or town()
-    clause = grammar.clauses[sentence.clause]
-    return clause.render(tuple(_surfaces(clause, sentence, grammar)))
-
-
-def _surfaces(clause: Clause, sentence: Sentence, grammar: Grammar) -> Iterator[str]:
-    for slot, filler in zip(clause.slots, sentence.fillers, strict=True):
-        yield surface(grammar, slot.form, filler)
+    return grammar.clauses[sentence.clause].english % surfaces(sentence, grammar)
 
 
 def fillers(sentence: Sentence, grammar: Grammar | None = None) -> dict[str, str]:
@@ -130,7 +127,7 @@ def spans(document: Document, grammar: Grammar | None = None) -> list[Span]:
         clause = grammar.clauses[sentence.clause]
         pieces = clause.english.split("%s")
         offset += len(pieces[0])
-        slots = zip(clause.slots, sentence.fillers, _surfaces(clause, sentence, grammar))
+        slots = zip(clause.slots, sentence.fillers, surfaces(sentence, grammar))
         for (slot, filler, word), piece in zip(slots, pieces[1:]):
             entry = None if slot.key else grammar.entries[filler]
             if entry is not None and entry.kind in ENTITY_TYPES:
@@ -154,13 +151,10 @@ def facts(derivation: Derivation, grammar: Grammar | None = None) -> list[Fact]:
             if slot.table is not None and slot.name in FACTS:
                 subject, relation = FACTS[slot.name]
                 if subject == "thing" and "thing" not in known:
-                    subject = next((n for n in OTHER_THINGS if n in known), subject)
+                    subject = next((name for name in OTHER_THINGS if name in known), subject)
                 if subject in known:
                     found.append(Fact(number, known[subject], relation, filler))
     return found
-
-
-OTHER_THINGS = ("animal", "plant", "vehicle", "event")  # what colour and price belong to instead
 
 
 def polarity(derivation: Derivation, grammar: Grammar | None = None) -> tuple[int, int]:

@@ -116,6 +116,8 @@ def log_probability(derivation: Derivation, grammar: Grammar | None = None) -> f
             return -math.inf
         if told and clause and sentence:
             log_p = _add_clause(log_p, clause, sentence.fillers, state, grammar)
+            if log_p == -math.inf:
+                return log_p
             sentence = next(rest, None)
     return -math.inf if sentence else log_p
 

@@ -92,9 +92,6 @@ FACTS: dict[str, tuple[str, str]] = {
     "day": ("hero", "day"),
     "month": ("hero", "month"),
 }
-# Where the thing of a story is an animal, a plant or a vehicle.
-THINGS = ("thing", "animal", "plant", "vehicle", "event", "food", "drink")
-
 SLOT = re.compile(r"\{(\+?)(\w+)(?:\.(\w+))?(?::(\w+))?(?:-(\w+))?\}")
 ARTICLES = frozenset(("a", "an", "some"))
 
@@ -122,9 +119,6 @@ class Clause:
     slots: tuple[Slot, ...]
     log_p: float
     source: str = field(repr=False)
-
-    def render(self, surfaces: tuple[str, ...]) -> str:
-        return self.english % surfaces
 
 
 @dataclass(frozen=True, slots=True)

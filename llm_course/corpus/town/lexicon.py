@@ -25,9 +25,10 @@ PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv", "number", "syllable")
 FLAGS = ("mass", "f", "m", "good", "bad", "a", "an")
 KEYS = ("plural", "past", "part", "third", "ing")
 ZIPF_SHIFT = 2.0
-PROPER = frozenset(
-    "january february march april may june july august september october november december "
-    "monday tuesday wednesday thursday friday saturday sunday".split()
+# English writes months with a capital, but not the seasons, which share their class.
+MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
 )
 PRONOUNS = {
     "she": {"f": "she", "m": "he"},
@@ -219,5 +220,5 @@ def _entry(where: str, cells: list[str]) -> Entry:
         if (value and key not in KEYS) or (not value and key not in FLAGS):
             raise DataError(f"{where}: unknown mark {mark!r}; flags {FLAGS}, keys {KEYS}")
         marks[key] = value
-    written = lemma.capitalize() if lemma in PROPER else lemma
+    written = lemma.capitalize() if lemma in MONTHS or kind == "day" else lemma
     return Entry(written, pos, kind, zh, measure, marks)

@@ -66,33 +66,27 @@ def _insert(root: _Node, clause: Clause, grammar: Grammar) -> None:
     node.clause = clause
 
 
-class _Reader:
-    """One walk through the trie; `furthest` is the first word that no clause can have."""
-
-    def __init__(self, sentence: str) -> None:
-        self.tokens = tokens(sentence)
-        self.furthest = 0
-        self.found: list[tuple[Clause, tuple[str, ...]]] = []
-        self._fillers: list[str] = []
-
-    def walk(self, node: _Node, place: int) -> None:
-        self.furthest = max(self.furthest, place)
-        if place == len(self.tokens):
+def _read(root: _Node, words: list[str]) -> tuple[list[tuple[Clause, tuple[str, ...]]], int]:
+    """All clauses that a sentence can be, with their words, and where no clause goes on."""
+    found: list[tuple[Clause, tuple[str, ...]]] = []
+    furthest = 0
+    paths: list[tuple[_Node, int, tuple[str, ...]]] = [(root, 0, ())]
+    while paths:
+        node, place, filled = paths.pop()
+        furthest = max(furthest, place)
+        if place == len(words):
             if node.clause is not None:
-                self.found.append((node.clause, tuple(self._fillers)))
-            return
-        token = self.tokens[place]
-        child = node.words.get(token)
-        if child is not None:
-            self.walk(child, place + 1)
-        if node.article is not None and token in ARTICLES:
-            self.walk(node.article, place + 1)
+                found.append((node.clause, filled))
+            continue
+        word = words[place]
+        if word in node.words:
+            paths.append((node.words[word], place + 1, filled))
+        if node.article is not None and word in ARTICLES:
+            paths.append((node.article, place + 1, filled))
         for fillers, child in node.slots:
-            filler = fillers.get(token)
-            if filler is not None:
-                self._fillers.append(filler)
-                self.walk(child, place + 1)
-                self._fillers.pop()
+            if word in fillers:
+                paths.append((child, place + 1, (*filled, fillers[word])))
+    return found, furthest
 
 
 def parse_sentence(sentence: str, grammar: Grammar | None = None) -> Sentence:
@@ -101,22 +95,18 @@ def parse_sentence(sentence: str, grammar: Grammar | None = None) -> Sentence:
     Raises ParseError where no clause gives exactly this sentence.
     """
     grammar = grammar or town()
-    reader = _Reader(sentence)
-    reader.walk(_trie(grammar), 0)
-    for clause, fillers in reader.found:
-        found = Sentence(clause.id, fillers)
-        if render(found, grammar) == sentence:
-            return found
-    if reader.found:
-        clause, fillers = reader.found[0]
-        expected = render(Sentence(clause.id, fillers), grammar)
-        raise ParseError(f"the grammar writes {expected!r}, got {sentence!r}")
-    if reader.furthest == len(reader.tokens):
+    words = tokens(sentence)
+    found, furthest = _read(_trie(grammar), words)
+    candidates = [Sentence(clause.id, filled) for clause, filled in found]
+    for candidate in candidates:
+        if render(candidate, grammar) == sentence:
+            return candidate
+    if candidates:
+        raise ParseError(f"the grammar writes {render(candidates[0], grammar)!r}, got {sentence!r}")
+    if furthest == len(words):
         raise ParseError(f"the sentence breaks off: {sentence!r}")
-    token = reader.tokens[reader.furthest]
-    raise ParseError(
-        f"no sentence goes on with {token!r}, word {reader.furthest + 1}: {sentence!r}"
-    )
+    word = words[furthest]
+    raise ParseError(f"no sentence goes on with {word!r}, word {furthest + 1}: {sentence!r}")
 
 
 def parse(text: str, grammar: Grammar | None = None) -> Derivation:
