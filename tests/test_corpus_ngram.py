@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -79,10 +81,12 @@ def test_bad_input_is_refused() -> None:
         NgramModel(2).fit(DOCUMENTS).nats(["a"], order=3)
 
 
-def test_the_report_has_every_figure(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+def test_the_report_has_every_figure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     figures = report(documents=40, training=200)
     assert figures["reparsed"]["share"] == 1.0
     ratios = [figures["ngram_over_floor"][str(k)] for k in (1, 2, 3, 4, 5)]
     assert all(a > b > 1 for a, b in pairwise(ratios[:3]))
-    main(["--documents", "20", "--training", "50"])
+    path = tmp_path / "results" / "town.json"
+    main(["--documents", "20", "--training", "50", "--out", str(path)])
     assert "words_per_second" in capsys.readouterr().out
+    assert json.loads(path.read_text(encoding="utf-8"))["floor"]["documents"] == 20

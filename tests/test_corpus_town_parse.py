@@ -12,6 +12,7 @@ from llm_course.corpus.town import (
     ParseError,
     Sentence,
     facts_hold,
+    fillers,
     generate_documents,
     log_probability,
     parse,
@@ -39,24 +40,25 @@ def test_sentences_render_as_they_stand() -> None:
     assert tuple(map(render, STORY.derivation.sentences)) == STORY.sentences
 
 
-def replaced(text: str, old: str, new: str) -> str:
-    """The last occurrence of a word, replaced."""
+def last_replaced(text: str, old: str, new: str) -> str:
     head, found, tail = text.rpartition(old)
     assert found, (old, text)
     return head + new + tail
 
 
 def test_a_story_with_a_wrong_fact_parses_but_is_not_true() -> None:
-    colour = re.search(r"an? (\w+) \w+", STORY.sentences[-4]) or re.search(r".", "")
+    words = {
+        name: filler for s in STORY.derivation.sentences for name, filler in fillers(s).items()
+    }
     assert facts_hold(STORY.text)
     assert facts_hold(STORY.derivation)
-    hero = STORY.derivation.sentences[0].fillers[0]
-    other = "Zanken" if hero != "Zanken" else "Marna"
-    assert colour is not None
-    for changed in (replaced(STORY.text, hero, other), replaced(STORY.text, "coins", "coins")):
-        derivation = parse(changed)
-        assert facts_hold(changed) == (changed == STORY.text)
-        assert math.isinf(log_probability(derivation)) == (changed != STORY.text)
+    wrong = {"hero": "Zanken", "thing": "kettle", "price": "fifty"}
+    for name, other in wrong.items():
+        assert words[name] != other
+        told = last_replaced(STORY.text, words[name], other)
+        derivation = parse(told)
+        assert not facts_hold(told)
+        assert log_probability(derivation) == -math.inf
 
 
 @pytest.mark.parametrize(("old", "new"), [(" she ", " he "), (" her ", " his ")])
@@ -82,22 +84,22 @@ def test_the_levels_are_sentences_then_plots_then_facts() -> None:
 @pytest.mark.parametrize(
     ("sentence", "message"),
     [
-        ("Mara was a green baker in the town of Belford.", "'green', word 4"),
-        ("Marla was a kind baker in the town of", "breaks off"),
-        ("Marla was an kind baker in the town of Belford.", "writes 'Marla was a kind"),
-        ("marla was a kind baker in the town of Belford.", "writes 'Marla was a kind"),
-        ("Marla was a kind baker in the town of Belford !", "'!', word 11"),
+        ("In Belbury there lived a green baker called Marla.", "'green', word 6"),
+        ("In Belbury there lived a kind", "breaks off"),
+        ("In Belbury there lived an kind baker called Marla.", "writes 'In Belbury there lived a"),
+        ("in Belbury there lived a kind baker called Marla.", "writes 'In Belbury there lived a"),
+        ("In Belbury there lived a kind baker called marla.", "writes 'In Belbury there lived a"),
+        ("In Belbury there lived a kind baker called Marla!", "'!', word 10"),
         ("", "breaks off"),
     ],
 )
 def test_what_is_not_town_is_refused_with_its_place(sentence: str, message: str) -> None:
-    sentence = sentence.replace("Mara ", "Marla ")
     with pytest.raises(ParseError, match=re.escape(message)):
         parse_sentence(sentence)
     with pytest.raises(ParseError, match="sentence 1"):
         parse(sentence + " " + STORY.text)
     assert not sentence_parses(sentence)
-    assert sentence_parses("Marla was a kind baker in the town of Belford.")
+    assert sentence_parses("In Belbury there lived a kind baker called Marla.")
 
 
 def test_impossible_derivations_have_probability_zero() -> None:
@@ -126,6 +128,7 @@ def test_translation_is_chinese_and_one_to_one() -> None:
 
 
 def test_names_are_spelled_with_fixed_characters() -> None:
-    assert translate("Marla was a kind baker in the town of Belbury.").startswith("玛拉是贝堡镇上")
+    chinese = "贝堡住着一位善良的面包师，名叫玛拉。"
+    assert translate("In Belbury there lived a kind baker called Marla.") == chinese
     with pytest.raises(ParseError):
-        translate("Marla was a blue baker.")
+        translate("In Belbury there lived a blue baker called Marla.")

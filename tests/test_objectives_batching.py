@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_course.configs import GPTConfig
 from llm_course.errors import CheckpointError, ConfigError, DataError
+from llm_course.models.gpt import GPT
 from llm_course.objectives.batching import (
     BlockBatches,
     BlockEvaluation,
@@ -21,6 +24,7 @@ from llm_course.objectives.batching import (
     PaddedBatches,
     shift_right,
 )
+from llm_course.objectives.causal import causal_loss_fn
 from llm_course.objectives.rows import fill_rows, pack_rows
 
 BOS, EOS, PAD, IGNORE = 1, 2, 0, -100
@@ -109,7 +113,30 @@ def test_separate_documents_restart_their_positions_and_do_not_see_each_other() 
             assert batch["position_ids"][row].tolist() == expected
             same = torch.tensor(owner)[:, None] == torch.tensor(owner)
             assert torch.equal(mask[row], same)
-    assert "attention_mask" not in take(DocumentBatches(some_documents(99), 32, 8), 1)[0]
+    (plain,) = take(DocumentBatches(some_documents(99), 32, 8, separate=False), 1)
+    assert plain.keys() == {"input_ids", "labels"}
+
+
+def test_separate_documents_in_a_row_have_exactly_the_loss_of_documents_in_their_own_rows() -> None:
+    torch.manual_seed(0)
+    documents = some_documents(30, longest=14)
+    model = GPT(
+        GPTConfig(vocab_size=60, n_layers=2, d_model=16, n_heads=2, n_positions=32, dropout=0.0)
+    )
+    model = model.double().eval()
+
+    def loss(batches: Iterable[dict[str, torch.Tensor]]) -> float:
+        return sum(causal_loss_fn(model, batch)["lm"][0].item() for batch in batches)
+
+    def packed(separate: bool) -> float:
+        batches = DocumentBatches(
+            documents, 32, 1, separate=separate, whole_documents=True, vocab_size=60
+        )
+        return loss(take(batches, batches.batches_per_epoch))
+
+    expected = loss(PaddedBatches(documents, 4))
+    assert packed(separate=True) == pytest.approx(expected, abs=1e-9)
+    assert abs(packed(separate=False) - expected) > 1e-3
 
 
 @given(lengths=st.lists(st.integers(2, 24), min_size=1, max_size=80), context=st.integers(24, 40))

@@ -89,6 +89,15 @@ def test_ragged_accumulation_equals_one_batch(k: int, loss_fn: Any) -> None:
         assert a.tokens == b.tokens
 
 
+def test_counting_first_leaves_no_trace_in_dropout() -> None:
+    config = reference_config(max_steps=4, save_every=0)
+    counted, computed = (
+        [s.loss for s in train(tiny(dropout=0.3), ShuffledBatches(), loss_fn, config)]
+        for loss_fn in (WithCounts(), two_losses)
+    )
+    assert counted == computed
+
+
 def test_the_mean_of_means_is_another_run() -> None:
     """The control: what the loop would do if it divided each batch by its own count."""
     whole, parts = whole_batches(4)
@@ -240,6 +249,20 @@ def test_patience_stops_and_ends_with_the_best_weights(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters()))
 
 
+def test_patience_counts_from_the_last_improvement() -> None:
+    heights = iter([5.0, 6.0, 4.0, 7.0, 3.0, 8.0, 8.0, 1.0])
+
+    def staged(model: Any, batch: Batch) -> Any:
+        total, count = lm_loss(model, batch)["lm"]
+        return {"lm": (total if model.training else total * 0 + next(heights) * count, count)}
+
+    config = reference_config(eval_every=1, patience=2, save_every=0)
+    validation = Listed([next(iter(ShuffledBatches()))])
+    steps = list(train(tiny(), ShuffledBatches(), staged, config, validation=validation))
+    seen = [s.validation["loss"] for s in steps if s.validation is not None]
+    assert seen == pytest.approx([5, 6, 4, 7, 3, 8, 8])
+
+
 # ---- values that are not finite -----------------------------------------------------------------
 
 
@@ -282,6 +305,15 @@ def test_skipping_equals_the_run_without_that_batch(value: float) -> None:
     rest = batches[:3] + batches[4:]
     list(train(b, Listed(rest), lm_loss, replace(config, max_steps=7)))
     assert largest_difference(weights(a), weights(b)) == 0
+
+
+def test_many_skips_with_updates_between_them_are_no_fault() -> None:
+    config = reference_config(
+        max_steps=240, accumulation=1, non_finite="skip", save_every=0, eval_every=0
+    )
+    every_other = poisoned(set(range(0, 300, 2)), math.nan)
+    steps = list(train(tiny(), ShuffledBatches(n=4, length=4), every_other, config))
+    assert sum(s.skipped for s in steps) == 120
 
 
 def test_a_run_that_only_skips_stops_in_the_end() -> None:
@@ -343,6 +375,20 @@ def test_signal_handlers_come_back_and_ctrl_c_is_the_readers_at_a_yield() -> Non
     next(steps)
     steps.close()  # type: ignore[attr-defined]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_is_not_lost_when_the_reader_leaves_the_loop() -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        steps = train(TinyLM(), ShuffledBatches(), lm_loss, reference_config(save_every=0))
+        next(steps)
+        os.kill(os.getpid(), signal.SIGTERM)  # it waits for the end of an update that never comes
+        assert heard == []
+        steps.close()  # type: ignore[attr-defined]
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_while_it_computes_saves_the_finished_update(tmp_path: Path) -> None:

@@ -64,6 +64,24 @@ def test_the_log_has_each_step_once_after_a_break(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 13))
 
 
+def test_the_loss_scale_of_fp16_is_resumed(tmp_path: Path) -> None:
+    for out, stops in ((tmp_path / "whole", False), (tmp_path / "broken", True)):
+        config = reference_config(max_steps=12, save_every=6, precision="fp16")
+        steps = train(TinyLM(), ShuffledBatches(), steep, config, out=out)
+        skipped = [next(steps).skipped for _ in range(6 if stops else 12)]
+        assert any(skipped)  # so the scale is no longer the first one
+        steps.close()  # type: ignore[attr-defined]
+        if stops:
+            list(train(TinyLM(), ShuffledBatches(), steep, config, out=out, resume=True))
+    assert digest(tmp_path / "broken") == digest(tmp_path / "whole")
+
+
+def steep(model: Any, batch: Batch) -> Any:
+    """A gradient too large for fp16 at the first loss scale."""
+    total, count = lm_loss(model, batch)["lm"]
+    return {"lm": (total * 100, count)}
+
+
 class OtherTokenizer:
     def __init__(self, content: str) -> None:
         self.content = content
@@ -158,6 +176,7 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path: Path) -
     with pytest.warns(RuntimeWarning, match=r"optimizer.safetensors is damaged.*step-00000004"):
         finish(broken)
     assert digest(broken) == digest(whole)
+    assert (broken / "checkpoints" / "step-00000006.damaged").is_dir()  # kept to be looked at
     for path in (broken / "checkpoints").glob("step-????????"):
         (path / "state.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used: .*state.json"):

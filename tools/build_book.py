@@ -6,9 +6,11 @@ it, the student edition is put beside the pages and the site is checked.
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from site_check import check_site, toc_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
-VENDOR = ROOT / "book" / "_static" / "vendor" / "mathjax"
+STATIC = ROOT / "book" / "_static"
+VENDOR = STATIC / "vendor" / "mathjax"
 # The component that typesets, the fonts, the TeX extensions that load on demand, and what the
 # menu's accessibility entries need, with English speech.
 MATHJAX_FILES = (
@@ -29,6 +32,18 @@ MATHJAX_FILES = (
     "sre/mathmaps/base.json",
     "sre/mathmaps/en.json",
 )
+
+
+def copy_changed(source: Path, target: Path, files: Iterable[Path]) -> int:
+    """Copy the files below `source` that differ from those below `target`; return how many."""
+    changed = 0
+    for file in files:
+        copy = target / file.relative_to(source)
+        if not copy.is_file() or not filecmp.cmp(file, copy, shallow=False):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+            changed += 1
+    return changed
 
 
 def copy_mathjax(target: Path = VENDOR) -> int:
@@ -42,12 +57,7 @@ def copy_mathjax(target: Path = VENDOR) -> int:
         files = sorted(source.glob(pattern))
         if not files:
             raise SystemExit(f"django-static-mathjax has no {pattern}: another MathJax version?")
-        for file in files:
-            copy = target / file.relative_to(source)
-            if not copy.is_file() or copy.stat().st_size != file.stat().st_size:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-                changed += 1
+        changed += copy_changed(source, target, files)
     return changed
 
 
@@ -68,6 +78,8 @@ def main() -> int:
     if code := build():
         print("make book: Jupyter Book failed; every warning above is an error", file=sys.stderr)
         return code
+    # Sphinx copies these only when it also builds a page.
+    copy_changed(STATIC, SITE / "_static", (p for p in STATIC.rglob("*") if p.is_file()))
     notebooks = student.write_all(SITE / "student")
     problems = check_site(ROOT / "_toc.yml", SITE)
     for problem in problems:

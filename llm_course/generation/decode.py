@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llm_course.generation.beam import beam_search
+from llm_course.generation.prepare import columns_first, eval_mode
 from llm_course.generation.request import (
     Request,
     check_request,
@@ -142,28 +142,15 @@ def _chooser(
     return partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is as it was, also where they differed."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _stream(model: nn.Module, request: Request, choose: Choose) -> Iterator[Int[Tensor, " B"]]:
     """The loop of greedy decoding and of sampling; each token is yielded outside the mode."""
-    with eval_mode(model):
+    n_rows, n_steps = len(request.input_ids), request.max_new_tokens
+    with eval_mode(model), columns_first(model, n_rows, n_steps):
         stepper = make_stepper(model, request)
-        finished = torch.zeros(
-            len(request.input_ids), dtype=torch.bool, device=request.input_ids.device
-        )
+        finished = torch.zeros(n_rows, dtype=torch.bool, device=request.input_ids.device)
         can_stop = len(request.stop_ids) > 0
         ids = None
-        for left in reversed(range(request.max_new_tokens)):
+        for left in reversed(range(n_steps)):
             with torch.inference_mode():
                 logits = finite(stepper.first()) if ids is None else stepper.next(ids)
                 ids = choose(logits)
@@ -182,7 +169,8 @@ def _search(
     model: nn.Module, request: Request, num_beams: int, length_penalty: float
 ) -> Int[Tensor, "B T"]:
     """The best continuations, cut after the longest."""
-    with eval_mode(model):
+    n_rows = num_beams * len(request.input_ids)
+    with eval_mode(model), columns_first(model, n_rows, request.max_new_tokens):
         best = beam_search(
             make_stepper(model, request),
             num_beams=num_beams,

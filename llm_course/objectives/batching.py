@@ -141,10 +141,11 @@ class DocumentBatches(_Endless):
     - `whole_documents=True`: documents are packed so that they fit (best fit, longest first), and
       the rest of the row is padding without labels.
 
-    BOS has label -100: nothing predicts it. With `separate=False` a token may look at the documents
-    before its own in the row: the model learns that BOS ends their meaning, and the fast causal
-    kernel is used. `separate=True` adds `position_ids` that restart and an `attention_mask`
-    [B, T, T] that keeps documents apart: exact, slower.
+    BOS has label -100: nothing predicts it. With `separate=True` (default) a document does not see
+    the others in its row: `position_ids` restart, and an `attention_mask` [B, T, T] keeps documents
+    apart, so the loss is exactly that of documents in rows of their own. `separate=False` lets a
+    token look at the documents before its own, for the fast causal kernel: a model that is judged
+    on single documents then learns much more slowly, by 0.4 nats a token after 250 steps on Town.
 
     `long_documents` says what happens to those longer than `context`: "error", "cut" at `context`
     or "drop"; `.long` counts them. `vocab_size`, when given, is checked against every id.
@@ -159,7 +160,7 @@ class DocumentBatches(_Endless):
         seed: int = 0,
         pad_id: int | None = None,
         *,
-        separate: bool = False,
+        separate: bool = True,
         whole_documents: bool = False,
         long_documents: LongDocuments = "error",
         vocab_size: int | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llm_course.generation.decode import eval_mode
+from llm_course.generation.prepare import eval_mode
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.shapes import Float
 from llm_course.visualize.curves import FONT_SIZE

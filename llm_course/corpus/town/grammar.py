@@ -8,8 +8,8 @@ choice is an independent draw from a known table, and the probability of a story
 Slots: `{+x}` draws a word of kind x and binds it to the name x; `{+x:kind}` draws from another
 kind; `{+x:kind-y}` draws one that differs from the word bound to y; `{x}` recalls. A form may
 follow the name: `{x.a}` with its article, `{x.past}`, `{x.s}`, `{x.she}`, `{x.her}`, `{x.him}`.
-The grammar is checked when it is loaded: nothing is recalled that may be unbound, every sentence
-belongs to one clause only, and every story to one plot only.
+The grammar is checked when it is loaded: nothing is recalled that may be unbound, and no two
+plots can tell the same story. That no sentence belongs to two clauses is proven by a test.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
+    """A place in a plot, and the clauses that may fill it."""
+
     name: str
     clauses: tuple[Clause, ...]
     table: Table  # over the clauses
@@ -144,7 +146,7 @@ class Grammar:
         }
         self.beats = {name: self._beat(name, rows) for name, rows in _read_clauses(clauses)}
         self.clauses = {c.id: c for beat in self.beats.values() for c in beat.clauses}
-        names = [_Name(plot) for plot in PLOTS]
+        names = [_label(plot) for plot in PLOTS]
         self.plot_table = Table(names, [weight for weight, _ in PLOTS.values()])
         self.plots: dict[str, tuple[tuple[Beat, bool], ...]] = {
             plot: tuple((self._named(plot, b.rstrip("?")), b.endswith("?")) for b in beats.split())
@@ -173,7 +175,7 @@ class Grammar:
         return self.beats[beat]
 
     def _beat(self, name: str, rows: list[tuple[str, str]]) -> Beat:
-        names = [_Name(f"{name}.{i}") for i in range(1, len(rows) + 1)]
+        names = [_label(f"{name}.{i}") for i in range(1, len(rows) + 1)]
         table = Table(names, zipf(len(rows), 1.0))
         clauses = tuple(
             self._clause(f"{name}.{i}", name, english, chinese, table.log_p[i - 1])
@@ -235,7 +237,7 @@ class Grammar:
         return {}
 
 
-def _Name(name: str) -> Entry:
+def _label(name: str) -> Entry:
     return Entry(name, "name", "grammar", "")
 
 

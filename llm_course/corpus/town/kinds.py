@@ -82,7 +82,7 @@ KINDS: dict[str, str] = {
         "+bakery +supermarket +grocery +cafe +restaurant +delicatessen +pizzeria +pub +bistro "
         "+sweetshop +diner +takeaway +market +creperie +inn"
     ),
-    "remedy": "+sunshine +rain +sunlight +warmth +moisture",
+    "remedy": "+sunshine +sunlight +warmth",
     # places and events
     "store": "shop -market -stall -bazaar -marketplace -bookstall -mall",
     "near": "public -village -suburb -corner",
