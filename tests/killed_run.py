@@ -344,6 +344,8 @@ def disk_full(bench: Bench, cases: int) -> dict[str, int]:
             faults.append(f"message {text!r}")
         if [p.name[-2:] for p in list_checkpoints(out / "checkpoints")] != ["10", "05"]:
             faults.append("older checkpoints are gone")
+        if any(".tmp-" in p.name for p in (out / "checkpoints").iterdir()):
+            faults.append("half a checkpoint is left on the full disk")
         faults += finish(out, bench.expected_short, **SHORT)
         good += bench.judge(f"disk full at {size}", faults, out)
     return {"ok": good, "of": len(sizes)}

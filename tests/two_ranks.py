@@ -57,7 +57,7 @@ def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **cha
         config,
         out=out,
         resume=out is not None,
-        validation=ShuffledBatches(seed=5),
+        validation=ShuffledBatches(n=10, seed=5),  # three batches: two processes share unevenly
     ):
         if last.step == int(os.environ.get("STOP_AT", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -35,7 +35,7 @@ def columns_first(model: nn.Module, n_rows: int, n_steps: int) -> Iterator[None]
     PyTorch's kernel for few rows reads a wide matrix (more outputs than inputs) much faster along
     its outputs. Shapes and values stay as they are; the model gets its own weights back.
     """
-    originals: dict[nn.Linear, nn.Parameter] = {}
+    originals: dict[nn.Linear, Any] = {}
     try:
         if n_steps >= MIN_STEPS:
             for module in _wide(model, n_rows):
@@ -50,12 +50,12 @@ def columns_first(model: nn.Module, n_rows: int, n_steps: int) -> Iterator[None]
 
 def _wide(model: Any, n_rows: int) -> list[nn.Linear]:
     """The linear maps of a decoder's step that are faster with their columns first."""
-    head = model.lm_head
-    blocks = model.decoder_blocks if hasattr(model, "decoder_blocks") else model.blocks()
-    inner = [module for block in blocks for module in block.modules()] if n_rows <= MAX_ROWS else []
+    modules = list(model.decoder.modules()) if n_rows <= MAX_ROWS else []
+    if n_rows <= MAX_HEAD_ROWS:
+        modules.append(model.lm_head)
     return [
         module
-        for module in [*inner, *([head] if n_rows <= MAX_HEAD_ROWS else [])]
+        for module in modules
         # Exactly nn.Linear: a subclass may read its weight in another way.
         if type(module) is nn.Linear
         and module.out_features > module.in_features

@@ -49,9 +49,9 @@ class DecoderStepper:
         return self._logits(ids[:, None], self.n_seen)
 
     def reorder(self, rows: Int[Tensor, " N"]) -> None:
-        """Let row i continue what row `rows[i]` held; N may differ from B."""
-        self.cache.reorder(rows)
-        if self.mask is not None and self.positions is not None:
+        """Let row i continue what row `rows[i]` held, which has the same prompt."""
+        if reorder_cache(self.cache, rows, self.input_ids.shape[1]) and self.mask is not None:
+            assert self.positions is not None
             self.mask, self.positions = self.mask[rows], self.positions[rows]
 
 
@@ -77,8 +77,23 @@ class EncoderDecoderStepper:
         return self.model.decode(None, ids[:, None], cache=self.cache)[:, -1]
 
     def reorder(self, rows: Int[Tensor, " N"]) -> None:
-        """Let row i continue what row `rows[i]` held; N may differ from B."""
-        self.cache.reorder(rows)
+        """Let row i continue what row `rows[i]` held, which has the same prompt."""
+        reorder_cache(self.cache, rows, 0)
+
+
+def reorder_cache(cache: Any, rows: Int[Tensor, " N"], start: int) -> bool:
+    """Reorder what a cache holds from position `start` on, or all where rows are added; which?
+
+    The rows of a prompt are alike before `start`, and in cross-attention everywhere. To move that
+    in each step would take as long as the step itself.
+    """
+    buffers = (cache.keys, cache.values)
+    if len(rows) != buffers[0].shape[1]:
+        cache.reorder(rows)
+        return True
+    for buffer in buffers:
+        buffer[:, :, :, start : cache.length] = buffer[:, rows, :, start : cache.length]
+    return False
 
 
 Stepper = DecoderStepper | EncoderDecoderStepper

@@ -72,15 +72,25 @@ def train(
     equal one with n times the accumulation.
 
     With `out`, checkpoints, the log and the model go there, each save before the yield; without,
-    nothing is written.
-    `resume` continues from the newest checkpoint that verifies, or starts afresh where none is.
-    SIGTERM and Ctrl-C finish the update, save, and leave with exit status 143 and 130. With
-    `patience` the model ends with its best weights. Dropout draws from a state of torch's global
-    generators that is seeded here and given back at each yield.
+    nothing is written. `resume` continues from the newest checkpoint that verifies, or starts
+    afresh where none is. SIGTERM and Ctrl-C finish the update and its evaluation, save, and leave
+    with exit status 143 and 130. With `patience` the model ends with its best weights. Dropout
+    draws from a state of torch's global generators that is seeded here and given back at each
+    yield.
 
     Raises ConfigError, DataError (no label counts, no batches), CheckpointError (damaged, or of
     another run), RunInUseError, FloatingPointError (a gradient that is not finite).
     """
+    _check_arguments(batches, config, out, resume, validation)
+    device = choose_device(config.device)
+    choose_precision(device, config.precision)
+    return _steps(_Run(model, batches, loss_fn, config, validation, tokenizer), device, out, resume)
+
+
+def _check_arguments(
+    batches: Any, config: Any, out: str | Path | None, resume: bool, validation: Any
+) -> None:
+    """What can be refused at the call, before the first `next`."""
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     if out is None and (resume or config.tensorboard):
@@ -90,7 +100,6 @@ def train(
             "with out=..., batches must have state_dict() and load_state_dict(), or a resumed run "
             f"would read other data: {type(batches).__name__} has not"
         )
-    each: Any
     for each in (batches, validation):
         if getattr(each, "world_size", 1) != 1:
             raise ConfigError(
@@ -99,9 +108,6 @@ def train(
             )
     if config.patience and validation is None:
         raise ConfigError(f"patience = {config.patience} needs validation batches")
-    device = choose_device(config.device)
-    choose_precision(device, config.precision)
-    return _steps(_Run(model, batches, loss_fn, config, validation, tokenizer), device, out, resume)
 
 
 def _steps(run: _Run, device: torch.device, out: str | Path | None, resume: bool) -> Iterator[Step]:

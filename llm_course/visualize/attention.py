@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.generation.prepare import eval_mode
+from llm_course.generation.request import is_encoder_decoder
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.shapes import Float
 from llm_course.visualize.curves import FONT_SIZE
@@ -61,7 +62,7 @@ def attention_maps(
 
 def _attentions(model: Any, part: str | None) -> list[MultiHeadAttention]:
     """The attention modules of one part, in the order of their blocks."""
-    if not hasattr(model, "decoder_blocks"):
+    if not is_encoder_decoder(model):
         if part is not None:
             raise ValueError(f"part must be None for {type(model).__name__}, got {part!r}")
         return [block.attn for block in model.blocks()]
@@ -70,9 +71,8 @@ def _attentions(model: Any, part: str | None) -> list[MultiHeadAttention]:
             f"part of {type(model).__name__} must be one of {', '.join(PARTS)}, got {part!r}"
         )
     if part == "cross":
-        return [block.cross_attn for block in model.decoder_blocks]
-    blocks = model.encoder_blocks if part == "encoder" else model.decoder_blocks
-    return [block.attn for block in blocks]
+        return [block.cross_attn for block in model.decoder]
+    return [block.attn for block in (model.encoder if part == "encoder" else model.decoder)]
 
 
 def plot_attention(
