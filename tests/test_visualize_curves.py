@@ -88,7 +88,16 @@ def test_curves_differ_in_colour_and_in_dashes() -> None:
 
 
 def test_palette_is_that_of_okabe_and_ito() -> None:
-    published = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
+    published = [
+        "#000000",
+        "#E69F00",
+        "#56B4E9",
+        "#009E73",
+        "#F0E442",
+        "#0072B2",
+        "#D55E00",
+        "#CC79A7",
+    ]
     assert set(PALETTE) == set(published) - {"#000000", "#F0E442"}
     assert len(PALETTE) == 6
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARTS = ("encoder", "decoder", "cross")
 COLORS = "Blues"  # from white to dark in one hue: also readable in grey
 HIDDEN = "#E3E3E3"  # a weight of exactly 0: the mask forbids it
-MAX_COLUMNS = 4  # of a grid of heads
+MAX_COLUMNS = 3  # of a grid of heads
 MAX_LABELS = 32  # tokens written along an axis; more would be unreadable
 
 
@@ -139,7 +139,7 @@ def _grid(
         layout="constrained",
         squeeze=False,
     )
-    small = FONT_SIZE - 2 if len(panels) == 1 else FONT_SIZE - 4
+    small = FONT_SIZE - 2 if len(panels) == 1 else FONT_SIZE - 3
     for i, axes in enumerate(grid.flat):
         if i >= len(panels):
             axes.set_visible(False)
