@@ -1,7 +1,8 @@
 """Several processes: each computes its share of the batches, and all sums go over all of them.
 
 `torchrun --nproc-per-node N -m llm_course pretrain ...` starts N processes that find each other
-through the environment. Without torchrun everything here does nothing.
+through the environment. Without torchrun everything here does nothing, and the parts of torch that
+shard tensors, which take a second to import, are not imported.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llm_course.errors import ConfigError
@@ -92,6 +92,8 @@ def parallelise(module: nn.Module, blocks: Sequence[nn.Module], mode: str) -> nn
     if world_size() == 1:
         return module
     if mode == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
         for block in blocks:
             fully_shard(block)
         fully_shard(module)
@@ -103,10 +105,19 @@ def parallelise(module: nn.Module, blocks: Sequence[nn.Module], mode: str) -> nn
     )
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether this process holds only a part of each parameter."""
+    if world_size() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
 @contextmanager
-def gradients_shared(module: nn.Module, now: bool) -> Iterator[None]:
+def gradients_shared(module: Any, now: bool) -> Iterator[None]:
     """Share gradients in this backward pass only if `now`: once an update, not once a batch."""
-    if isinstance(module, FSDPModule):
+    if is_sharded(module):
         module.set_requires_gradient_sync(now)
         yield
     elif isinstance(module, DistributedDataParallel) and not now:
@@ -116,19 +127,29 @@ def gradients_shared(module: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may hold a shard; every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _is_part(tensor: Tensor) -> bool:
+    if world_size() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor of which this process may hold a part; every process must call it."""
+    return tensor.full_tensor() if _is_part(tensor) else tensor
+
+
+def own_part(tensor: Any) -> Tensor:
     """What this process holds of a tensor, to be changed in place."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_part(tensor) else tensor
 
 
-def sharded_as(tensor: Tensor, example: Tensor) -> Tensor:
+def sharded_as(tensor: Tensor, example: Any) -> Tensor:
     """The opposite of `whole`: `tensor` on the device of `example`, sharded as it is."""
     tensor = tensor.to(example.device)
-    if isinstance(example, DTensor):
-        return distribute_tensor(tensor, example.device_mesh, example.placements)
-    return tensor
+    if not _is_part(example):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, example.device_mesh, example.placements)

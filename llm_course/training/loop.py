@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import ConfigError, DataError
@@ -166,7 +165,7 @@ class _Run(snapshot.Run):
         self.loss_module = LossModule(self.model, self.loss_fn)
         blocks: list[nn.Module] = getattr(self.model, "blocks", list)()
         self.shared = distributed.parallelise(self.loss_module, blocks, config.parallel)
-        self.sharded = isinstance(self.shared, FSDPModule)
+        self.sharded = distributed.is_sharded(self.shared)
         if config.compile:
             self.shared.compile()
         self.optimizer = make_optimizer(self.model, config)
