@@ -41,7 +41,7 @@ from llm_course.corpus.town.vocabulary import vocabulary
 from llm_course.errors import DataError
 
 HEADER = "lemma\tpos\tclass\tforms\tzh\tmeasure\n"
-SAMPLE_SHA256 = "PINNED"
+SAMPLE_SHA256 = "2d8c03f6ef20e032087decbb67f194a4ed30a8a1d0eb850f40507a7bff0f0dd2"
 
 
 def test_the_lexicon_has_over_two_thousand_stems_and_stories_use_them() -> None:

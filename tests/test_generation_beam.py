@@ -147,6 +147,26 @@ def test_search_ends_as_soon_as_nothing_can_win() -> None:
     assert len(steps) == 1
 
 
+def test_search_goes_on_while_a_short_answer_could_still_win() -> None:
+    """Where long answers are punished, what comes next counts, not what comes last."""
+    model, calls = tiny("gpt", V), []
+
+    def say(module: nn.Module, args: object, logits: Tensor) -> Tensor:
+        calls.append(1)
+        said = logits.new_full((V,), 0.01)
+        said[0 if len(calls) == 1 else 1] = 0.94  # first 0, then the stop token
+        said[2] = 0.03 if len(calls) == 1 else 0.01
+        return said.log().expand_as(logits)
+
+    model.lm_head.register_forward_hook(say)
+    # [1]: log 0.01 = -4.6; [0, 1]: 2 (log 0.94 + log 0.96) = -0.2; a prefix 0 at length 6: -0.4.
+    for penalty in (-1.0, -2.0, -6.0):
+        calls.clear()
+        found = search(model, [2], 6, 5, penalty, [1])
+        assert found.ids[0, :2].tolist() == [0, 1]
+        assert found.lengths.tolist() == [2]
+
+
 def test_all_tokens_may_be_stop_tokens() -> None:
     model = tiny("gpt", V)
     found = search(model, [2], 4, 3, 1.0, [0, 1, 2, 3, 4])

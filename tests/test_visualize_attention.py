@@ -154,6 +154,16 @@ def test_hooks_and_modes_leave_no_trace_also_after_an_error() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
+def test_dropout_is_off() -> None:
+    model = transformer().eval()
+    expected = maps_of("cross", model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.9
+    for found, wanted in zip(maps_of("cross", model.train()), expected):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("part", [None, "both"])
 def test_unknown_part_is_refused_with_the_choices(part: str | None) -> None:
     with pytest.raises(ValueError, match="Transformer must be one of encoder, decoder, cross"):
@@ -172,8 +182,8 @@ WORDS = ["the", "baker", "sold", "warm", "bread"]
 TARGET_WORDS = ["<s>", "she", "was", "glad"]
 
 
-def maps_of(part: str) -> list[Tensor]:
-    return attention_maps(transformer(), IDS, part=part, decoder_input_ids=TARGETS)
+def maps_of(part: str, model: nn.Module | None = None) -> list[Tensor]:
+    return attention_maps(model or transformer(), IDS, part=part, decoder_input_ids=TARGETS)
 
 
 def test_picture_shows_the_weights_with_their_tokens() -> None:
