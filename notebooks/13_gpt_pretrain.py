@@ -152,7 +152,7 @@ assert min(ngram_ratio.values()) > 1  # nothing beats the floor
 
 # %% [markdown]
 # Every result is a multiple of the floor, and none is below 1. Longer memory helps, then it stops
-# helping: in a story of eighty words the last four words rarely say what the price was. More
+# helping: in a story of sixty words the last four words rarely say what the price was. More
 # memory also means more combinations that were never seen. **This is the line that our model has
 # to beat.** A neural network that does not beat counting has not earned its electricity.
 
@@ -210,7 +210,7 @@ print("at most 3.0 times the floor, and better than every n-gram that read the s
 # EOS that is not counted.
 # ```
 
-# %% mystnb={"image": {"alt": "Training loss in nats per token over the steps. It starts near seven and a half, drops quickly below the dashed lines of the n-gram models, and approaches the line of the floor without touching it."}}
+# %% mystnb={"image": {"alt": "Training loss in nats per token over the steps. It starts near seven and a half, drops quickly below the dashed lines of the n-gram models, and ends between these lines and the line of the floor."}}
 per_token = floor_nats / n_tokens
 figure = plot_losses(
     steps,
@@ -241,20 +241,21 @@ surprise = -log_p[0, :-1].gather(-1, row[0, 1:, None]).squeeze(-1)
 total, _ = causal_lm_loss(model(row), row)
 assert abs(surprise.sum().item() - total.item()) < 1e-2  # the bars add up to the loss
 
-# %% mystnb={"image": {"alt": "Bar chart of one story with a bar for each of its tokens. Function words and the ends of sentences have bars near zero. The first mention of a name, a thing or a price has a high bar, and the second mention of the same word a low one."}}
+# %% mystnb={"image": {"alt": "Bar chart of one story with a bar for each of its tokens. Function words and the ends of sentences have bars near zero. Names, things and prices have high bars."}}
 pieces = [tokenizer.token(i).replace("Ġ", "") for i in sample[1:]]
 shown = min(len(pieces), 60)
 figure, axes = plt.subplots(figsize=(9, 3.2))
 axes.bar(range(shown), surprise[:shown], color="#0072B2")
 axes.set_xticks(range(shown), pieces[:shown], rotation=90, fontsize=7)
 axes.set_ylabel("surprise, nats")
-axes.set_title("News is expensive, repetition is cheap")
+axes.set_title("News is expensive")
 plt.show()
 
 # %% [markdown]
 # The first mention of a name, a thing or a price is expensive, and must be: the program drew it
-# at random, and nobody could know. Mention it again, and the bar almost vanishes. The model has
-# found the earlier place and copies from it.
+# at random, and nobody could know. Now look at the later mentions. A model that has learnt to
+# look back pays almost nothing for them. Ours still pays. Copying is learnt late, and one minute
+# of training has only begun it.
 #
 # We can look at the copying itself. For each head of each layer, we measure how much attention
 # the last positions pay to the first mention of a word that is repeated. The measure picks the
@@ -297,8 +298,8 @@ plt.show()
 
 # %% [markdown]
 # Each row is one position, and its bright squares are where it looks. The lower left triangle is
-# all there is: the mask forbids the rest. Squares far from the diagonal are memory. The row
-# before a repeated word lights up at its first mention. No n-gram model has anything like it.
+# all there is: the mask forbids the rest. Squares far from the diagonal are memory. No n-gram
+# model has anything like it.
 
 # %% [markdown]
 # ## Does it write stories?

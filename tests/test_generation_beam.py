@@ -159,8 +159,8 @@ def test_search_goes_on_while_a_short_answer_could_still_win() -> None:
         return said.log().expand_as(logits)
 
     model.lm_head.register_forward_hook(say)
-    # [1]: log 0.01 = -4.6; [0, 1]: 2 (log 0.94 + log 0.96) = -0.2; a prefix 0 at length 6: -0.4.
-    for penalty in (-1.0, -2.0, -6.0):
+    # At -5: [1] has log 0.01 = -4.6, [0, 1] about 32 * -0.12, [0] grown to six tokens -480.
+    for penalty in (-1.0, -2.0, -5.0):
         calls.clear()
         found = search(model, [2], 6, 5, penalty, [1])
         assert found.ids[0, :2].tolist() == [0, 1]

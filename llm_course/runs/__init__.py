@@ -1,0 +1,1 @@
+"""A whole run: a preset and data in, a run directory out."""
