@@ -45,7 +45,7 @@ def check_request(
     eos_token_id: Any,
     pad_token_id: Any,
     attention_mask: Any,
-    generator: torch.Generator | None,
+    generator: Any,
 ) -> Request:
     """Refuse what cannot be continued; names the argument, its value and the range."""
     vocab_size = _config(model).vocab_size
@@ -54,8 +54,7 @@ def check_request(
     _check_ids(input_ids, vocab_size, device)
     mask = _check_mask(attention_mask, input_ids)
     _check_padding(model, mask)
-    if generator is not None and generator.device.type != device.type:
-        raise ValueError(f"generator is on {generator.device}, the model on {device}")
+    _check_generator(generator, device)
     longest = input_ids.shape[1] if mask is None else int(mask.sum(1).max())
     _check_length(model, longest, max_new_tokens)
     stop_ids, pad_id, start_id = _special_ids(model, eos_token_id, pad_token_id)
@@ -132,6 +131,15 @@ def _check_ids(input_ids: Any, vocab_size: int, device: torch.device) -> None:
         )
 
 
+def _check_generator(generator: Any, device: torch.device) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
+    if generator.device.type != device.type:
+        raise ValueError(f"generator is on {generator.device}, the model on {device}")
+
+
 def _check_mask(mask: Any, input_ids: Tensor) -> Bool[Tensor, "B T"] | None:
     if mask is None:
         return None
@@ -143,9 +151,11 @@ def _check_mask(mask: Any, input_ids: Tensor) -> Bool[Tensor, "B T"] | None:
             f"attention_mask must have the shape of input_ids {list(input_ids.shape)}, "
             f"got {list(mask.shape)}"
         )
-    attend = mask.to(input_ids.device, torch.bool)
-    if bool((mask.to(input_ids.device) != attend).any()):
-        raise ValueError(f"attention_mask must hold 0 and 1 only, got {int(mask.max())}")
+    mask = mask.to(input_ids.device)
+    attend = mask.bool()
+    other = mask[mask != attend]
+    if len(other):
+        raise ValueError(f"attention_mask must hold 0 and 1 only, got {int(other[0])}")
     empty = ~attend.any(1)
     if bool(empty.any()):
         raise ValueError(f"the prompt of row {int(empty.nonzero()[0])} is empty: its mask is all 0")
@@ -187,7 +197,8 @@ def _special_ids(
     """The stop ids, the id that fills finished rows, and the decoder's first id."""
     config = _config(model)
     eos = getattr(config, "eos_token_id", None) if eos_token_id is None else eos_token_id
-    stop_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(dict.fromkeys(eos))
+    given = eos if isinstance(eos, (list, tuple, set)) else [] if eos is None else [eos]
+    stop_ids = list(dict.fromkeys(given))
     for stop_id in stop_ids:
         check_whole("eos_token_id", stop_id, 0, config.vocab_size - 1)
     pad_id = getattr(config, "pad_token_id", None) if pad_token_id is None else pad_token_id
