@@ -1,32 +1,44 @@
 """Shared by the tests of the families: references whose every parameter matters, and differences.
 
-`python -m tests.parity` prints the worst differences of every family from transformers.
+`python -m tests.parity` prints the worst differences of every family from its reference:
+transformers, or for the Transformer torch.nn.Transformer.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 LOGITS_GATE = 1e-5  # float32
 GRADIENTS_GATE = 1e-6  # float64
+# The largest relative difference that each part of a `parity_case` may have.
+GATES = {
+    "logits": LOGITS_GATE,
+    "saved": LOGITS_GATE,  # of the model that transformers reads from our directory
+    "gradients": GRADIENTS_GATE,
+    "training": 1e-10,  # logits in training mode: dropout acts where it does in transformers
+    "cached": 1e-10,  # decoding in random pieces, against the full pass
+    "padding": 1e-10,  # with padding, against the row alone
+    "leak": 0.0,  # what a later token changes
+}
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Each has `parity_case(seed) -> {"logits": ..., "gradients": ...}` over its own random
-# configurations.
+# Each has `parity_case(seed)`, the differences of one random configuration; see `GATES`.
 FAMILIES = {
     "GPT": "test_models_gpt",
     "BERT": "test_models_bert",
     "T5": "test_models_t5",
+    "Transformer": "test_models_transformer",
 }
 
 
@@ -71,7 +83,9 @@ def gradient_difference(ours: Mapping[str, Tensor], reference: nn.Module) -> flo
     largest of all where that is more: a gradient that is zero by symmetry is only rounding (the
     bias of the keys moves all scores of a row alike).
     """
-    theirs = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    learned = {name: p for name, p in reference.named_parameters() if p.requires_grad}
+    theirs = {name: p.grad for name, p in learned.items() if p.grad is not None}
+    assert set(theirs) == set(learned), f"without a gradient: {set(learned) - set(theirs)}"
     unknown = set(ours) ^ set(theirs)
     assert not unknown, f"gradients on one side only: {sorted(unknown)}"
     largest = max(gradient.abs().max().item() for gradient in theirs.values())
@@ -92,7 +106,8 @@ def random_attention_mask(kind: str, shape: tuple[int, int], draw: random.Random
     rows, length = shape
     mask = torch.ones(shape, dtype=torch.int64)
     for row in range(rows):
-        n_padding = draw.randrange(length) if row else 0  # one row is full
+        is_full = row == 0 and rows > 1
+        n_padding = 0 if is_full else draw.randint(1, length - 1)
         if kind == "left":
             mask[row, :n_padding] = 0
         elif kind == "right":
@@ -102,13 +117,65 @@ def random_attention_mask(kind: str, shape: tuple[int, int], draw: random.Random
     return mask
 
 
+def seeded(model: nn.Module, seed: int, **inputs: Tensor) -> Any:
+    """What the model returns in training mode, dropping by the random numbers of a seed."""
+    torch.manual_seed(seed)
+    return model.train()(**inputs)
+
+
+def saved_twice(model: Any, folder: Path) -> Path:
+    """Where the model was saved, having checked that what is read there saves to equal bytes."""
+    model.save_pretrained(folder / "once")
+    type(model).from_pretrained(folder / "once").save_pretrained(folder / "twice")
+    names = ["config.json", "model.safetensors"]
+    for name in ("once", "twice"):
+        assert sorted(path.name for path in (folder / name).iterdir()) == names
+    for name in names:
+        assert (folder / "once" / name).read_bytes() == (folder / "twice" / name).read_bytes()
+    return folder / "once"
+
+
+def opened(auto_class: Any, folder: Path) -> Any:
+    """The model that transformers reads there, having checked that no tensor was lost or new."""
+    reference, info = auto_class.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return reference
+
+
+def random_splits(length: int, draw: random.Random) -> list[tuple[int, int]]:
+    """A row cut at random: (0, 3), (3, 4), ..., (.., length)."""
+    cuts = sorted({0, length, *(draw.randrange(length) for _ in range(draw.randint(0, 4)))})
+    return list(itertools.pairwise(cuts))
+
+
+def causal_leak(logits_of: Callable[[Tensor], Tensor], ids: Tensor, n_ids: int) -> float:
+    """The largest change of a logit when a later token changes; its own token changes it."""
+    logits, worst = logits_of(ids), 0.0
+    for j in range(ids.shape[1]):
+        changed = ids.clone()
+        changed[:, j] = (ids[:, j] + 1) % n_ids
+        others = logits_of(changed)
+        assert not torch.equal(others[:, j], logits[:, j])
+        if j:
+            worst = max(worst, (others[:, :j] - logits[:, :j]).abs().max().item())
+    return worst
+
+
+def assert_parity(case: Mapping[str, float]) -> None:
+    for kind, worst in case.items():
+        assert worst <= GATES[kind], f"{kind}: {worst:.1e} exceeds {GATES[kind]:.0e}"
+
+
 def main() -> None:
+    from transformers.utils import logging
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=30, help="random configurations a family")
     n_cases = parser.parse_args().cases
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
-    print(f"worst relative difference from transformers over {n_cases} random configurations")
+    logging.disable_progress_bar()
+    print(f"worst relative differences over {n_cases} random configurations of each family")
     for family, module in FAMILIES.items():
         parity_case = importlib.import_module(module).parity_case
         cases = [parity_case(seed) for seed in range(n_cases)]

@@ -10,22 +10,24 @@ from typing import Any
 import pytest
 import torch
 from parity import (
-    GRADIENTS_GATE,
-    LOGITS_GATE,
+    assert_parity,
     assert_relative,
     gradient_difference,
+    opened,
     perturbed,
     random_attention_mask,
     random_ids,
     relative_difference,
     rng,
+    saved_twice,
+    seeded,
 )
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import BertConfig, BertForPreTraining
+from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from llm_course.configs import BERTConfig
-from llm_course.models.bert import BERT
+from llm_course.models.bert import BERT, BERTOutput
 
 TINY = BERTConfig(vocab_size=37, n_layers=2, d_model=24, n_heads=3, d_ff=40, n_positions=16)
 
@@ -35,7 +37,7 @@ def tiny(seed: int = 0) -> BERT:
 
 
 def random_reference(draw: random.Random) -> BertForPreTraining:
-    n_heads = draw.randint(1, 4)
+    n_heads, dropout = draw.randint(1, 4), draw.choice([0.1, 0.3])
     config = BertConfig(
         vocab_size=draw.randint(20, 60),
         hidden_size=n_heads * draw.randint(3, 9),
@@ -47,6 +49,8 @@ def random_reference(draw: random.Random) -> BertForPreTraining:
         hidden_act=draw.choice(["gelu", "gelu_new", "relu"]),
         layer_norm_eps=draw.choice([1e-12, 1e-5, 1e-3, 0.1]),
         pad_token_id=draw.randint(0, 3),
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         attn_implementation="eager",  # its formula written out, not the kernel that we call too
     )
     return perturbed(BertForPreTraining(config), draw.randrange(2**32))
@@ -67,41 +71,94 @@ def random_inputs(config: BertConfig, draw: random.Random) -> dict[str, Tensor]:
     return inputs
 
 
-def parity_case(seed: int) -> dict[str, float]:
-    """Worst relative differences from transformers, of one random configuration and input."""
-    draw = random.Random(seed)
-    reference = random_reference(draw)
-    inputs = random_inputs(reference.config, draw)
-    with tempfile.TemporaryDirectory() as folder:
-        reference.save_pretrained(folder)
-        single = BERT.from_pretrained(folder)
-        ours = BERT.from_pretrained(folder, dtype=torch.float64)
-    with torch.no_grad():
-        output, expected = single(**inputs), reference(**inputs)
-    logits = max(
-        relative_difference(output.mlm_logits, expected.prediction_logits),
-        relative_difference(output.nsp_logits, expected.seq_relationship_logits),
+def both(output: Any) -> tuple[Tensor, Tensor]:
+    """The logits of both heads, from our model or from theirs."""
+    if isinstance(output, BERTOutput):
+        return output.mlm_logits, output.nsp_logits
+    return output.prediction_logits, output.seq_relationship_logits
+
+
+def difference_of_both(ours: Any, reference: Any) -> float:
+    return max(relative_difference(a, b) for a, b in zip(both(ours), both(reference)))
+
+
+def padding_difference(model: BERT, ids: Tensor, n_padding: int) -> float:
+    """Columns of `ids` as padding on the right, or on the left with positions, or cut off."""
+    end = ids.shape[1] - n_padding
+    mask = torch.ones_like(ids)
+    mask[:, end:] = 0
+    right, alone = model(ids, attention_mask=mask), model(ids[:, :end])
+    mask = mask.flip(1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    left = model(ids, attention_mask=mask, position_ids=positions).mlm_logits[:, n_padding:]
+    return max(
+        relative_difference(right.mlm_logits[:, :end], alone.mlm_logits),
+        relative_difference(right.nsp_logits, alone.nsp_logits),
+        relative_difference(left, model(ids[:, n_padding:]).mlm_logits),
     )
-    reference = reference.double()
-    (mlm, nsp), theirs = ours(**inputs), reference(**inputs)
-    w_mlm, w_nsp = (
-        torch.randn(t.shape, generator=rng(seed), dtype=torch.float64) for t in (mlm, nsp)
-    )
-    ((mlm * w_mlm).sum() + (nsp * w_nsp).sum()).backward()
-    loss = (theirs.prediction_logits * w_mlm).sum()
-    (loss + (theirs.seq_relationship_logits * w_nsp).sum()).backward()
+
+
+def gradients_case(
+    ours: BERT, reference: BertForPreTraining, inputs: dict[str, Tensor], seed: int
+) -> dict[str, float]:
+    for model in (ours, reference):
+        generator = rng(seed)
+        loss = torch.zeros((), dtype=torch.float64)
+        for logits in both(model(**inputs)):
+            weights = torch.randn(logits.shape, generator=generator, dtype=torch.float64)
+            loss = loss + (logits * weights).sum()
+        loss.backward()
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     return {
-        "logits": logits,
         "gradients": gradient_difference(ours.layout.to_file(gradients), reference),
+        "training": difference_of_both(
+            seeded(ours, seed, **inputs), seeded(reference, seed, **inputs)
+        ),
     }
 
 
+def parity_case(seed: int, folder: Path | None = None) -> dict[str, float]:
+    """Worst relative differences from transformers, of one random configuration and input."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            return parity_case(seed, Path(name))
+    draw = random.Random(seed)
+    reference = random_reference(draw)
+    reference.save_pretrained(folder / "theirs")
+    inputs = random_inputs(reference.config, draw)
+    ids = inputs["input_ids"]
+    single = BERT.from_pretrained(folder / "theirs")
+    ours = BERT.from_pretrained(folder / "theirs", dtype=torch.float64)
+    again = opened(AutoModelForPreTraining, saved_twice(single, folder))
+    with torch.no_grad():
+        expected = reference(**inputs)
+        case = {
+            "logits": difference_of_both(single(**inputs), expected),
+            "saved": difference_of_both(again(**inputs), expected),
+            "padding": padding_difference(ours, ids, draw.randint(1, ids.shape[1] - 1)),
+        }
+    return case | gradients_case(ours, reference.double(), inputs, seed)
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_logits_and_gradients_equal_those_of_transformers(seed: int) -> None:
-    worst = parity_case(seed)
-    assert worst["logits"] <= LOGITS_GATE
-    assert worst["gradients"] <= GRADIENTS_GATE
+def test_every_random_model_equals_that_of_transformers(seed: int, tmp_path: Path) -> None:
+    assert_parity(parity_case(seed, tmp_path))
+
+
+def test_the_random_models_differ_in_all_that_matters() -> None:
+    seen: set[Any] = set()
+    for seed in range(20):
+        draw = random.Random(seed)
+        config = random_reference(draw).config
+        inputs = random_inputs(config, draw)
+        mask = inputs.get("attention_mask", torch.ones(1, 2))
+        has_gaps, left, right = (mask.diff(dim=1) > 0).any(), mask[:, 0].min(), mask[:, -1].min()
+        seen |= {config.hidden_act, ("segments", config.type_vocab_size)}
+        seen |= {("eps", config.layer_norm_eps), ("heads", config.num_attention_heads)}
+        seen |= {("left", bool(left == 0)), ("right", bool(right == 0)), ("gaps", bool(has_gaps))}
+        seen |= {("positions", "position_ids" in inputs), ("types", "token_type_ids" in inputs)}
+        seen |= {("pad", config.pad_token_id)}
+    assert len(seen) == 3 + 3 + 4 + 4 + 6 + 4 + 4, seen
 
 
 def test_a_mask_of_its_own_for_each_query_equals_that_of_transformers(tmp_path: Path) -> None:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parity import (
-    GRADIENTS_GATE,
     LOGITS_GATE,
+    assert_parity,
     assert_relative,
+    causal_leak,
     gradient_difference,
+    opened,
     perturbed,
     random_attention_mask,
     random_ids,
+    random_splits,
     relative_difference,
     rng,
+    saved_twice,
+    seeded,
 )
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from llm_course.configs import GPTConfig
 from llm_course.models.gpt import GPT
@@ -35,7 +41,7 @@ def tiny(seed: int = 0, **changes: Any) -> GPT:
 
 
 def random_reference(draw: random.Random) -> GPT2LMHeadModel:
-    n_heads = draw.randint(1, 4)
+    n_heads, dropout = draw.randint(1, 4), draw.choice([0.1, 0.3])
     config = GPT2Config(
         vocab_size=draw.randint(20, 60),
         n_embd=n_heads * draw.randint(3, 9),
@@ -48,6 +54,9 @@ def random_reference(draw: random.Random) -> GPT2LMHeadModel:
         tie_word_embeddings=draw.random() < 0.5,
         bos_token_id=0,
         eos_token_id=1,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
         attn_implementation="eager",  # its formula written out, not the kernel that we call too
     )
     return perturbed(GPT2LMHeadModel(config), draw.randrange(2**32))
@@ -68,41 +77,99 @@ def random_inputs(vocab_size: int, draw: random.Random) -> tuple[dict[str, Tenso
     return inputs, compared
 
 
+def padding_difference(model: GPT, ids: Tensor, n_padding: int) -> float:
+    """Columns of `ids` as padding on the right, or on the left with positions, or cut off."""
+    end = ids.shape[1] - n_padding
+    mask = torch.ones_like(ids)
+    mask[:, end:] = 0
+    right = model(ids, attention_mask=mask)[:, :end]
+    mask = mask.flip(1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    left = model(ids, attention_mask=mask, position_ids=positions)[:, n_padding:]
+    return max(
+        relative_difference(right, model(ids[:, :end])),
+        relative_difference(left, model(ids[:, n_padding:])),
+    )
+
+
+def cached_difference(model: GPT, inputs: dict[str, Tensor], draw: random.Random) -> float:
+    """Decoding in random pieces against the full pass, with a cache of either kind."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    rows, length = ids.shape
+    cache = model.new_cache(rows, length, fixed_shape=draw.random() < 0.5)
+    parts = []
+    for start, end in random_splits(length, draw):
+        piece = {"input_ids": ids[:, start:end]}
+        if "position_ids" in inputs:
+            piece["position_ids"] = inputs["position_ids"][:, start:end]
+        if mask is not None:
+            n_empty = cache.n_keys(end - start) - end
+            piece["attention_mask"] = torch.nn.functional.pad(mask[:, :end], (0, n_empty))
+        parts.append(model(**piece, cache=cache))
+    return relative_difference(torch.cat(parts, 1), model(**inputs))
+
+
+def gradients_case(
+    ours: GPT, reference: GPT2LMHeadModel, inputs: dict[str, Tensor], compared: Tensor, seed: int
+) -> dict[str, float]:
+    expected = reference(**inputs).logits[compared]
+    weights = torch.randn(expected.shape, generator=rng(seed), dtype=torch.float64)
+    (ours(**inputs)[compared] * weights).sum().backward()
+    (expected * weights).sum().backward()
+    gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    return {
+        "gradients": gradient_difference(ours.layout.to_file(gradients), reference),
+        "training": relative_difference(
+            seeded(ours, seed, **inputs)[compared],
+            seeded(reference, seed, **inputs).logits[compared],
+        ),
+    }
+
+
 def parity_case(seed: int, folder: Path | None = None) -> dict[str, float]:
     """Worst relative differences from transformers, of one random configuration and input."""
     if folder is None:
-        import tempfile
-
         with tempfile.TemporaryDirectory() as name:
             return parity_case(seed, Path(name))
     draw = random.Random(seed)
     reference = random_reference(draw)
-    reference.save_pretrained(folder)
-    inputs, compared = random_inputs(reference.config.vocab_size, draw)
-    single = GPT.from_pretrained(folder)
+    reference.save_pretrained(folder / "theirs")
+    n_ids = reference.config.vocab_size
+    inputs, compared = random_inputs(n_ids, draw)
+    ids = inputs["input_ids"]
+    single = GPT.from_pretrained(folder / "theirs")
+    ours = GPT.from_pretrained(folder / "theirs", dtype=torch.float64)
+    again = opened(AutoModelForCausalLM, saved_twice(single, folder))
     with torch.no_grad():
-        logits = relative_difference(
-            single(**inputs)[compared], reference(**inputs).logits[compared]
-        )
-    ours = GPT.from_pretrained(folder, dtype=torch.float64)
-    reference = reference.double()
-    weights = torch.randn(
-        (int(compared.sum()), reference.config.vocab_size), generator=rng(seed), dtype=torch.float64
-    )
-    (ours(**inputs)[compared] * weights).sum().backward()
-    (reference(**inputs).logits[compared] * weights).sum().backward()
-    gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    return {
-        "logits": logits,
-        "gradients": gradient_difference(ours.layout.to_file(gradients), reference),
-    }
+        expected = reference(**inputs).logits[compared]
+        case = {
+            "logits": relative_difference(single(**inputs)[compared], expected),
+            "saved": relative_difference(again(**inputs).logits[compared], expected),
+            "cached": cached_difference(ours, inputs, draw),
+            "padding": padding_difference(ours, ids, draw.randint(1, ids.shape[1] - 1)),
+            "leak": causal_leak(lambda x: single(**(inputs | {"input_ids": x})), ids, n_ids),
+        }
+    return case | gradients_case(ours, reference.double(), inputs, compared, seed)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_logits_and_gradients_equal_those_of_transformers(seed: int, tmp_path: Path) -> None:
-    worst = parity_case(seed, tmp_path)
-    assert worst["logits"] <= LOGITS_GATE
-    assert worst["gradients"] <= GRADIENTS_GATE
+def test_every_random_model_equals_that_of_transformers(seed: int, tmp_path: Path) -> None:
+    assert_parity(parity_case(seed, tmp_path))
+
+
+def test_the_random_models_differ_in_all_that_matters() -> None:
+    seen: set[Any] = set()
+    for seed in range(20):
+        draw = random.Random(seed)
+        config = random_reference(draw).config
+        inputs, _ = random_inputs(config.vocab_size, draw)
+        mask = inputs.get("attention_mask", torch.ones(1, 2))
+        has_gaps, left, right = (mask.diff(dim=1) > 0).any(), mask[:, 0].min(), mask[:, -1].min()
+        seen |= {config.activation_function, ("tied", config.tie_word_embeddings)}
+        seen |= {("eps", config.layer_norm_epsilon), ("heads", config.n_head)}
+        seen |= {("left", bool(left == 0)), ("right", bool(right == 0)), ("gaps", bool(has_gaps))}
+        seen |= {("positions", "position_ids" in inputs), ("inner", config.n_inner is None)}
+    assert len(seen) == 4 + 2 + 4 + 4 + 6 + 4, seen
 
 
 def swap_norms(model: GPT) -> None:
@@ -220,6 +287,12 @@ def test_a_cache_that_is_full_or_too_long_is_refused() -> None:
     assert torch.equal(cache.keys, before)
     with pytest.raises(ValueError, match="at most 16 positions fit the model, got 17"):
         model.new_cache(1, 17)
+    with pytest.raises(ValueError, match="input_ids has 2 rows, but the cache has 1"):
+        model(random_ids((2, 1), 37, 0), cache=cache)
+    for n_layers in (1, 3):
+        other = tiny(n_layers=n_layers).new_cache(1, 4)
+        with pytest.raises(ValueError, match=f"has 2 blocks, but the cache is for {n_layers}"):
+            model(random_ids((1, 1), 37, 0), cache=other)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from llm_course.models.bert import BERT
 from llm_course.models.gpt import GPT
 from llm_course.models.layout import FileLayout, Stored
 from llm_course.models.pretrained import PretrainedModel
+from llm_course.models.t5 import T5
+from llm_course.models.transformer import Transformer
 
 GPT_TINY = GPTConfig(vocab_size=23, n_layers=2, d_model=12, n_heads=2, n_positions=8)
 BERT_TINY = BERTConfig(vocab_size=23, n_layers=2, d_model=12, n_heads=2, d_ff=20, n_positions=8)
@@ -231,6 +235,15 @@ def test_all_missing_extra_and_misshapen_tensors_are_listed_at_once(gpt_folder: 
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_quantized_tensors_are_refused_by_name(dtype: torch.dtype, gpt_folder: Path) -> None:
+    names = ("transformer.h.0.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.weight")
+    rewrite(gpt_folder, lambda tensors: tensors | {n: tensors[n].to(dtype) for n in names})
+    with pytest.raises(WeightsError, match="of a type that is not supported") as caught:
+        GPT.from_pretrained(gpt_folder)
+    assert all(f"{name} {dtype}" in str(caught.value) for name in names)
+
+
 def test_shared_tensors_that_differ_are_refused(gpt_folder: Path) -> None:
     rewrite(gpt_folder, lambda tensors: tensors | {"lm_head.weight": torch.zeros(23, 12)})
     with pytest.raises(WeightsError, match=r"lm_head\.weight and transformer\.wte\.weight differ"):
@@ -265,6 +278,7 @@ def test_a_tensor_under_two_names_is_refused(gpt_folder: Path) -> None:
         {"layer_norm_epsilon": -1.0},
         {"attn_pdrop": 0.3},
         {"eos_token_id": [1, 2]},
+        {"eos_token_id": "1"},
     ],
     ids=str,
 )
@@ -291,6 +305,17 @@ def test_what_gpt_does_not_support_is_refused_by_name(
         {"tie_word_embeddings": False},
         {"hidden_act": "silu"},
         {"attention_probs_dropout_prob": 0.25},
+        {"position_embedding_type": "relative_key_query"},
+        {"hidden_act": "gelu_fast"},
+        {"quantization_config": {"bits": 4}},
+        {"pruned_heads": {"1": [0]}},
+        {"num_attention_heads": 5},
+        {"layer_norm_eps": 0},
+        {"pad_token_id": 23},
+        {"pad_token_id": 1.0},
+        {"pad_token_id": True},
+        {"layer_norm_eps": math.nan},
+        {"max_position_embeddings": 0},
     ],
     ids=str,
 )
@@ -299,9 +324,16 @@ def test_what_bert_does_not_support_is_refused_by_name(
 ) -> None:
     reconfigure(bert_folder, **changes)
     (key, value), *_ = changes.items()
+    names = {
+        "hidden_act": "activation",
+        "num_attention_heads": "n_heads",
+        "layer_norm_eps": "norm_eps",
+        "max_position_embeddings": "n_positions",
+    }
     with pytest.raises(ConfigError) as caught:
         BERT.from_pretrained(bert_folder)
-    assert ("activation" if key == "hidden_act" else key) in str(caught.value)
+    assert names.get(key, key) in str(caught.value)
+    assert ("several" in str(caught.value)) == (key == "attention_probs_dropout_prob")
     assert str(value) in str(caught.value)
 
 
@@ -317,6 +349,50 @@ def test_ids_beyond_a_tiny_vocabulary_are_dropped_and_single_lists_taken(gpt_fol
     reconfigure(gpt_folder, bos_token_id=50256, eos_token_id=[5])
     config = GPT.from_pretrained(gpt_folder).config
     assert (config.bos_token_id, config.eos_token_id) == (None, 5)
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type"), [(GPT, "gpt2"), (BERT, "bert"), (T5, "t5")], ids=["GPT", "BERT", "T5"]
+)
+def test_settings_that_a_file_leaves_out_are_those_of_transformers(
+    family: type[PretrainedModel], model_type: str
+) -> None:
+    from transformers import AutoConfig
+
+    short = family.config_from_file({"model_type": model_type})
+    assert short == family.config_class()
+    theirs = AutoConfig.for_model(model_type).to_dict()
+    ours = family.config_to_file(short)
+    names = {name for keys in family.layout.settings.values() for name in as_tuple(keys)}
+    names -= {"bos_token_id", "eos_token_id"} if family is GPT else set()  # ours has no ids
+    names |= {"feed_forward_proj"} & set(ours)
+    for name in sorted(names):
+        expected = 4 * 768 if name == "n_inner" else theirs[name]  # they write null for it
+        assert ours[name] == expected, name
+
+
+def as_tuple(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else keys
+
+
+def test_other_names_of_settings_are_read_as_transformers_reads_them(gpt_folder: Path) -> None:
+    expected = GPT.from_pretrained(gpt_folder)
+    path = gpt_folder / "config.json"
+    raw = json.loads(path.read_text())
+    raw["num_attention_heads"], raw["num_hidden_layers"] = raw.pop("n_head"), raw.pop("n_layer")
+    path.write_text(json.dumps(raw))
+    loaded = GPT.from_pretrained(gpt_folder)
+    assert loaded.config == expected.config
+    assert torch.equal(loaded(IDS), expected(IDS))
+    path.write_text(json.dumps(raw | {"n_head": 3}))
+    with pytest.raises(ConfigError, match="n_head = 3, num_attention_heads = 2"):
+        GPT.from_pretrained(gpt_folder)
+
+
+def test_a_list_of_one_id_must_hold_an_id(gpt_folder: Path) -> None:
+    reconfigure(gpt_folder, eos_token_id=["</s>"])
+    with pytest.raises(ConfigError, match="eos_token_id must be one whole number, got '</s>'"):
+        GPT.from_pretrained(gpt_folder)
 
 
 def test_absent_settings_are_those_of_the_published_model(gpt_folder: Path) -> None:
@@ -361,6 +437,32 @@ def test_pickled_weights_are_never_opened_and_the_way_out_is_told(gpt_folder: Pa
         GPT.from_pretrained(gpt_folder)
 
 
+def test_what_the_error_of_pickled_weights_says_helps(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=23, n_embd=12, n_layer=2, n_head=2, n_positions=8)
+    reference = perturbed(transformers.GPT2LMHeadModel(config))
+    reference.config.save_pretrained(tmp_path / "old")
+    torch.save(reference.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="AutoModelForPreTraining") as caught:
+        GPT.from_pretrained(tmp_path / "old")
+    advice = r"transformers\.(\w+)\.from_pretrained\(PATH\)\.save_pretrained\(NEW_PATH\)"
+    found = re.search(advice, str(caught.value))
+    assert found is not None
+    auto_class = getattr(transformers, found.group(1))
+    auto_class.from_pretrained(tmp_path / "old").save_pretrained(tmp_path / "new")
+    assert_relative(GPT.from_pretrained(tmp_path / "new")(IDS), reference(IDS).logits)
+
+
+def test_a_hub_model_that_has_only_pickled_weights_is_refused_with_the_way_out(
+    gpt_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gpt_folder / "model.safetensors").unlink()  # as .bin files are not fetched
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(gpt_folder))
+    with pytest.raises(WeightsError, match=r"no safetensors.*\(\.bin\).*save_pretrained"):
+        GPT.from_pretrained("someone/gpt2")
+
+
 @pytest.mark.parametrize("path", ["runs/no/such/model", "./nowhere", "../nowhere", "/nowhere", ""])
 def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(
     path: str, monkeypatch: pytest.MonkeyPatch
@@ -390,6 +492,12 @@ def test_a_hub_id_that_cannot_be_fetched_says_why(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(WeightsError, match=r"no directory 'someone/gpt2' here.*no connection"):
+        GPT.from_pretrained("someone/gpt2")
+
+
+def test_a_hub_id_without_a_network_is_a_clear_error() -> None:
+    """By the real hub library, which the settings of the tests keep offline."""
+    with pytest.raises(WeightsError, match=r"no directory 'someone/gpt2' here.*Hugging Face hub"):
         GPT.from_pretrained("someone/gpt2")
 
 
@@ -496,17 +604,26 @@ def test_a_published_bert_gives_the_hidden_states_of_transformers() -> None:
         BERT.from_pretrained(folder)
     ours, reference = BERT.from_pretrained(folder, heads="new"), BertModel.from_pretrained(folder)
     ids = random_ids((3, 20), ours.config.vocab_size, 0)
+    types = random_ids((3, 20), 2, 1)
     mask = torch.ones_like(ids)
     mask[1, 13:] = 0
+    mask[2, [0, 4, 5, 11]] = 0
+    kept: list[Tensor] = []
+    for module in (ours.dropout, *ours.encoder):  # the embeddings, and what each block returns
+        module.register_forward_hook(lambda *call: kept.append(call[-1]))
     with torch.no_grad():
-        states = reference(ids, attention_mask=mask)
-        hidden = ours.hidden(ids, attention_mask=mask)
+        inputs = {"attention_mask": mask, "token_type_ids": types}
+        states = reference(ids, **inputs, output_hidden_states=True)
+        hidden = ours.hidden(ids, **inputs)
+        assert len(kept) == len(states.hidden_states) == 7
+        for found, expected in zip(kept, states.hidden_states):
+            assert_relative(found, expected)
         assert_relative(hidden, states.last_hidden_state)
         assert_relative(ours.pooler(hidden), states.pooler_output)
         with pytest.raises(AssertionError, match="relative"):
-            assert_relative(ours.hidden(ids), states.last_hidden_state)
+            assert_relative(ours.hidden(ids, token_type_ids=types), states.last_hidden_state)
 
 
 def test_every_family_is_a_pretrained_model() -> None:
-    assert issubclass(GPT, PretrainedModel)
-    assert issubclass(BERT, PretrainedModel)
+    for family in (GPT, BERT, T5, Transformer):
+        assert issubclass(family, PretrainedModel)

@@ -14,20 +14,25 @@ from typing import Any
 import pytest
 import torch
 from parity import (
-    GRADIENTS_GATE,
     LOGITS_GATE,
+    assert_parity,
     assert_relative,
+    causal_leak,
     gradient_difference,
+    opened,
     perturbed,
     random_attention_mask,
     random_ids,
+    random_splits,
     relative_difference,
     rng,
+    saved_twice,
+    seeded,
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers import T5Config as ReferenceConfig
-from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from llm_course.configs import T5Config
@@ -97,6 +102,7 @@ def random_reference(draw: random.Random) -> T5ForConditionalGeneration:
         relative_attention_max_distance=n_buckets // 2 + draw.randint(1, 20),
         layer_norm_epsilon=draw.choice([1e-6, 1e-5, 1e-3, 0.1]),
         tie_word_embeddings=draw.random() < 0.5,
+        dropout_rate=draw.choice([0.1, 0.3]),
     )
     return perturbed(reference, draw.randrange(2**32))
 
@@ -136,6 +142,46 @@ def with_float64_norms(reference: T5ForConditionalGeneration) -> T5ForConditiona
     return reference
 
 
+def padding_difference(model: T5, inputs: dict[str, Tensor], n_padding: int) -> float:
+    """Columns of the source as padding on the right, or on the left, or cut off."""
+    ids, target = inputs["input_ids"], inputs["decoder_input_ids"]
+    mask = torch.ones_like(ids)
+    mask[:, ids.shape[1] - n_padding :] = 0
+    right = model(ids, decoder_input_ids=target, attention_mask=mask)
+    left = model(ids, decoder_input_ids=target, attention_mask=mask.flip(1))
+    return max(
+        relative_difference(right, model(ids[:, :-n_padding], decoder_input_ids=target)),
+        relative_difference(left, model(ids[:, n_padding:], decoder_input_ids=target)),
+    )
+
+
+def cached_difference(model: T5, inputs: dict[str, Tensor], draw: random.Random) -> float:
+    """Decoding in random pieces against the full pass, with a cache of either kind."""
+    rows, length = inputs["decoder_input_ids"].shape
+    cache = model.new_cache(rows, length, fixed_shape=draw.random() < 0.5)
+    parts = []
+    for start, end in random_splits(length, draw):
+        piece = inputs["decoder_input_ids"][:, start:end]
+        parts.append(model(**(inputs | {"decoder_input_ids": piece}), cache=cache))
+    return relative_difference(torch.cat(parts, 1), model(**inputs))
+
+
+def gradients_case(
+    ours: T5, reference: T5ForConditionalGeneration, inputs: dict[str, Tensor], seed: int
+) -> dict[str, float]:
+    expected = reference(**inputs).logits
+    weights = torch.randn(expected.shape, generator=rng(seed), dtype=torch.float64)
+    (ours(**inputs) * weights).sum().backward()
+    (expected * weights).sum().backward()
+    gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    return {
+        "gradients": gradient_difference(ours.layout.to_file(gradients), reference),
+        "training": relative_difference(
+            seeded(ours, seed, **inputs), seeded(reference, seed, **inputs).logits
+        ),
+    }
+
+
 def parity_case(seed: int, folder: Path | None = None) -> dict[str, float]:
     """Worst relative differences from transformers, of one random configuration and input."""
     if folder is None:
@@ -143,31 +189,53 @@ def parity_case(seed: int, folder: Path | None = None) -> dict[str, float]:
             return parity_case(seed, Path(name))
     draw = random.Random(seed)
     reference = random_reference(draw)
-    reference.save_pretrained(folder)
+    reference.save_pretrained(folder / "theirs")
     if seed % 2:
-        write_config_as_transformers_4(folder)
-    inputs = random_inputs(reference.config.vocab_size, draw)
-    ours = T5.from_pretrained(folder)
+        write_config_as_transformers_4(folder / "theirs")
+    n_ids = reference.config.vocab_size
+    inputs = random_inputs(n_ids, draw)
+    single = T5.from_pretrained(folder / "theirs")
+    ours = T5.from_pretrained(folder / "theirs", dtype=torch.float64)
+    again = opened(AutoModelForSeq2SeqLM, saved_twice(single, folder))
+
+    def logits_of(target: Tensor) -> Tensor:
+        return single(**(inputs | {"decoder_input_ids": target}))
+
     with torch.no_grad():
-        logits = relative_difference(ours(**inputs), reference(**inputs).logits)
-    ours = T5.from_pretrained(folder, dtype=torch.float64)
-    reference = with_float64_norms(reference)
-    expected = reference(**inputs).logits
-    weights = torch.randn(expected.shape, generator=rng(seed), dtype=torch.float64)
-    (ours(**inputs) * weights).sum().backward()
-    (expected * weights).sum().backward()
-    gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    return {
-        "logits": logits,
-        "gradients": gradient_difference(ours.layout.to_file(gradients), reference),
-    }
+        expected = reference(**inputs).logits
+        n_source = inputs["input_ids"].shape[1]
+        case = {
+            "logits": relative_difference(single(**inputs), expected),
+            "saved": relative_difference(again(**inputs).logits, expected),
+            "cached": cached_difference(ours, inputs, draw),
+            "padding": padding_difference(ours, inputs, draw.randint(1, n_source - 1)),
+            "leak": causal_leak(logits_of, inputs["decoder_input_ids"], n_ids),
+        }
+    return case | gradients_case(ours, with_float64_norms(reference), inputs, seed)
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_logits_and_gradients_equal_those_of_transformers(seed: int, tmp_path: Path) -> None:
-    worst = parity_case(seed, tmp_path)
-    assert worst["logits"] <= LOGITS_GATE
-    assert worst["gradients"] <= GRADIENTS_GATE
+def test_every_random_model_equals_that_of_transformers(seed: int, tmp_path: Path) -> None:
+    assert_parity(parity_case(seed, tmp_path))
+
+
+def test_the_random_models_differ_in_all_that_matters() -> None:
+    seen: set[Any] = set()
+    for seed in range(24):
+        draw = random.Random(seed)
+        config = random_reference(draw).config
+        inputs = random_inputs(config.vocab_size, draw)
+        mask = inputs.get("attention_mask", torch.ones(1, 2))
+        has_gaps, left, right = (mask.diff(dim=1) > 0).any(), mask[:, 0].min(), mask[:, -1].min()
+        seen |= {(config.feed_forward_proj, config.scale_decoder_outputs)}
+        seen |= {("eps", config.layer_norm_epsilon), ("heads", config.num_heads)}
+        seen |= {("left", bool(left == 0)), ("right", bool(right == 0)), ("gaps", bool(has_gaps))}
+        seen |= {("buckets", config.relative_attention_num_buckets)}
+        seen |= {("depths", config.num_layers == config.num_decoder_layers)}
+        seen |= {("width", config.num_heads * config.d_kv == config.d_model)}
+    assert len(seen - {("width", True)}) >= 8 + 4 + 4 + 6 + 5 + 2 + 1, seen
+    assert {("relu", True), ("gated-gelu", False)} <= seen  # published as 1.0 and as 1.1
+    assert ("width", False) in seen
 
 
 def scale_the_scores(model: T5, patch: pytest.MonkeyPatch) -> None:
@@ -405,7 +473,7 @@ def test_a_missing_head_is_an_error_unless_a_new_one_is_wanted(tmp_path: Path) -
             {"decoder_start_token_id": 5},
             "decoder_start_token_id must be pad_token_id = 0 here, got 5",
         ),
-        ({"eos_token_id": [1, 2]}, r"eos_token_id must be one number, got \[1, 2\]"),
+        ({"eos_token_id": [1, 2]}, r"eos_token_id must be one whole number, got \[1, 2\]"),
         ({"relative_attention_max_distance": 4}, "max_distance must exceed"),
         ({"relative_attention_num_buckets": 6}, "n_buckets must be a multiple of 4, got 6"),
         (
@@ -491,6 +559,9 @@ def test_what_does_not_fit_a_cache_is_refused() -> None:
         model.decode(states, target[:1, :1], cache=cache)
     with pytest.raises(ValueError, match="decoder_input_ids has 1 rows, but states has 2"):
         model.decode(states, target[:1, :1])
+    other = tiny(n_decoder_layers=2).new_cache(2, 3)
+    with pytest.raises(ValueError, match="the model has 3 blocks, but the cache is for 2"):
+        model.decode(states, target[:, :1], cache=other)
     mask = torch.ones(2, 1, 6).long()
     with pytest.raises(
         ValueError, match=r"\[batch, source positions\] with a cache, got \(2, 1, 6"
@@ -554,6 +625,17 @@ def test_masks_of_two_and_three_dimensions_agree() -> None:
     states = model.encode(ids, attention_mask=mask)
     each = mask[:, None].expand(2, 5, 6)
     assert_close(model.decode(states, target, attention_mask=each), expected)
+
+
+def test_the_decoder_sees_what_any_position_of_the_encoder_sees() -> None:
+    model = tiny()
+    ids, target = random_ids((2, 6), 37, 0), random_ids((2, 5), 37, 1)
+    mask = torch.zeros(2, 6, 6, dtype=torch.bool)
+    mask[:, :3, :3] = mask[:, 3:, 3:5] = True  # two documents, and the last position is padding
+    seen = torch.tensor([[1, 1, 1, 1, 1, 0]] * 2)
+    states = model.encode(ids, attention_mask=mask)
+    expected = model.decode(states, target, attention_mask=seen)
+    assert_close(model(ids, decoder_input_ids=target, attention_mask=mask), expected)
 
 
 def test_a_row_of_padding_stays_finite_and_changes_no_other_row() -> None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import random
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parity import assert_relative, perturbed, random_attention_mask, random_ids, rng
+from parity import (
+    assert_parity,
+    assert_relative,
+    causal_leak,
+    gradient_difference,
+    perturbed,
+    random_attention_mask,
+    random_ids,
+    random_splits,
+    relative_difference,
+    rng,
+    saved_twice,
+)
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -23,12 +39,26 @@ TINY = TransformerConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Any:
+@contextlib.contextmanager
+def default_float64() -> Iterator[None]:
     """The position table is made in the default dtype: here float64, to compare at 1e-10."""
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with default_float64():
+        yield
+
+
+INPUTS = ("input_ids", "decoder_input_ids", "attention_mask")
+# A function: torch's layers lose an activation that is a module when a stack copies them.
+TANH = functools.partial(nn.functional.gelu, approximate="tanh")
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": TANH}
 
 
 def tiny(seed: int = 0, **changes: Any) -> Transformer:
@@ -44,9 +74,10 @@ def close(ours: Tensor, expected: Tensor) -> None:
 
 def copy_attention(ours: nn.Module, reference: nn.MultiheadAttention) -> None:
     reference.in_proj_weight.data = torch.cat([w.weight for w in (ours.w_q, ours.w_k, ours.w_v)])
-    reference.in_proj_bias.data.zero_()  # the paper's projections have no biases
-    reference.out_proj.weight.data = ours.w_o.weight.data
-    reference.out_proj.bias.data.zero_()
+    reference.out_proj.weight.data = ours.w_o.weight.data.clone()
+    for bias in (reference.in_proj_bias, reference.out_proj.bias):
+        bias.data.zero_()  # the paper's projections have no biases
+        bias.requires_grad_(False)
 
 
 def copy_block(ours: nn.Module, reference: nn.Module) -> None:
@@ -61,23 +92,6 @@ def copy_block(ours: nn.Module, reference: nn.Module) -> None:
         getattr(reference, f"norm{i}").load_state_dict(norm.state_dict())
 
 
-def assert_equal_gradients(ours: nn.Module, reference: nn.Module) -> None:
-    attentions = [(ours.attn, reference.self_attn)]
-    others = [(ours.ff.w_1, reference.linear1), (ours.ff.w_2, reference.linear2)]
-    norms = [ours.attn_norm, ours.ff_norm]
-    if hasattr(ours, "cross_attn"):
-        attentions.append((ours.cross_attn, reference.multihead_attn))
-        norms.insert(1, ours.cross_attn_norm)
-    for attn, theirs in attentions:
-        joined = torch.cat([w.weight.grad for w in (attn.w_q, attn.w_k, attn.w_v)])
-        close(joined, theirs.in_proj_weight.grad)
-        close(attn.w_o.weight.grad, theirs.out_proj.weight.grad)
-    others += [(norm, getattr(reference, f"norm{i}")) for i, norm in enumerate(norms, start=1)]
-    for module, theirs in others:
-        close(module.weight.grad, theirs.weight.grad)
-        close(module.bias.grad, theirs.bias.grad)
-
-
 def torch_twin(model: Transformer) -> nn.Transformer:
     """torch.nn.Transformer with our weights, and as in the paper without its two last norms."""
     config = model.config
@@ -85,7 +99,7 @@ def torch_twin(model: Transformer) -> nn.Transformer:
         "d_model": config.d_model,
         "nhead": config.n_heads,
         "dim_feedforward": config.d_ff,
-        "activation": config.activation,
+        "activation": ACTIVATIONS[config.activation],
         "layer_norm_eps": config.norm_eps,
         "dropout": 0.0,
         "batch_first": True,
@@ -116,18 +130,65 @@ def sinusoid_by_hand(pos: int, column: int, d_model: int) -> float:
     return math.sin(angle) if column % 2 == 0 else math.cos(angle)
 
 
-def embedded_by_hand(model: Transformer, ids: Tensor) -> Tensor:
+def embedded_by_hand(embedding: Tensor, ids: Tensor) -> Tensor:
     """§3.4 and §3.5: the embedding times sqrt(d_model), plus the position."""
-    d_model = model.config.d_model
+    d_model = embedding.shape[1]
     rows = []
     for row in ids.tolist():
         vectors = []
         for pos, token in enumerate(row):
             position = [sinusoid_by_hand(pos, column, d_model) for column in range(d_model)]
-            embedding = model.token_embedding.weight[token]
-            vectors.append(math.sqrt(d_model) * embedding + torch.tensor(position))
+            vectors.append(math.sqrt(d_model) * embedding[token] + torch.tensor(position))
         rows.append(torch.stack(vectors))
     return torch.stack(rows)
+
+
+class TorchReference(nn.Module):
+    """torch.nn.Transformer with our weights, between embeddings and a head written by hand."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.twin = torch_twin(model)
+        self.embedding = nn.Parameter(model.token_embedding.weight.detach().clone())
+        self.head = self.embedding
+        if not model.config.tied:
+            self.head = nn.Parameter(model.lm_head.weight.detach().clone())
+
+    def hidden(self, ids: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        blocked = None if mask is None else mask == 0
+        return self.twin(
+            embedded_by_hand(self.embedding, ids),
+            embedded_by_hand(self.embedding, target),
+            tgt_mask=torch.ones(target.shape[1], target.shape[1]).triu(1).bool(),
+            src_key_padding_mask=blocked,
+            memory_key_padding_mask=blocked,
+        )
+
+    def forward(self, ids: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.hidden(ids, target, mask) @ self.head.T
+
+
+def gradients_under_torch_names(model: Transformer) -> dict[str, Tensor]:
+    """Ours, with those of queries, keys and values joined as in nn.MultiheadAttention."""
+    found = {"embedding": model.token_embedding.weight.grad}
+    if not model.config.tied:
+        found["head"] = model.lm_head.weight.grad
+    for stack in ("encoder", "decoder"):
+        for i, block in enumerate(getattr(model, stack)):
+            at = f"twin.{stack}.layers.{i}"
+            attentions, norms = {"self_attn": block.attn}, [block.attn_norm]
+            if stack == "decoder":
+                attentions["multihead_attn"] = block.cross_attn
+                norms.append(block.cross_attn_norm)
+            for name, attn in attentions.items():
+                joined = [w.weight.grad for w in (attn.w_q, attn.w_k, attn.w_v)]
+                found[f"{at}.{name}.in_proj_weight"] = torch.cat(joined)
+                found[f"{at}.{name}.out_proj.weight"] = attn.w_o.weight.grad
+            modules = {"linear1": block.ff.w_1, "linear2": block.ff.w_2}
+            modules |= {f"norm{j}": n for j, n in enumerate([*norms, block.ff_norm], start=1)}
+            for name, module in modules.items():
+                found |= {f"{at}.{name}.{k}": p.grad for k, p in module.named_parameters()}
+    return found
 
 
 def multi_head_by_hand(attn: nn.Module, queries: Tensor, source: Tensor) -> Tensor:
@@ -156,44 +217,116 @@ def feed_forward_by_hand(ff: nn.Module, x: Tensor) -> Tensor:
     return inner @ ff.w_2.weight.T + ff.w_2.bias
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_logits_and_gradients_equal_those_of_torch(seed: int) -> None:
-    draw = random.Random(seed)
+def random_model(draw: random.Random) -> Transformer:
     n_heads = draw.randint(1, 4)
-    model = tiny(
-        seed,
+    return tiny(
+        draw.randrange(2**32),
+        vocab_size=draw.randint(20, 60),
         n_heads=n_heads,
         d_model=n_heads * draw.randint(2, 9),
         n_layers=draw.randint(1, 3),
         n_decoder_layers=draw.randint(1, 3),
         d_ff=draw.randint(5, 40),
-        activation=draw.choice(["relu", "gelu"]),
+        activation=draw.choice(["relu", "gelu", "gelu_tanh"]),
         norm_eps=draw.choice([1e-6, 1e-5, 1e-3, 0.1]),
         tied=draw.random() < 0.5,
     )
+
+
+def random_inputs(n_ids: int, draw: random.Random) -> dict[str, Tensor]:
     rows, n_source, n_target = draw.randint(1, 3), draw.randint(2, 20), draw.randint(1, 20)
-    ids, target = random_ids((rows, n_source), 37, seed), random_ids((rows, n_target), 37, seed + 1)
+    inputs = {
+        "input_ids": random_ids((rows, n_source), n_ids, draw.randrange(2**32)),
+        "decoder_input_ids": random_ids((rows, n_target), n_ids, draw.randrange(2**32)),
+    }
     kind = draw.choice(["none", "left", "right", "holes"])
-    mask = None if kind == "none" else random_attention_mask(kind, (rows, n_source), draw)
-    twin, blocked = torch_twin(model), None if mask is None else mask == 0
-    states = twin(
-        embedded_by_hand(model, ids),
-        embedded_by_hand(model, target),
-        tgt_mask=torch.ones(n_target, n_target).triu(1).bool(),
-        src_key_padding_mask=blocked,
-        memory_key_padding_mask=blocked,
-    )
-    logits = model(ids, decoder_input_ids=target, attention_mask=mask)
-    head = model.token_embedding if model.config.tied else model.lm_head
-    close(logits, states @ head.weight.T)
+    if kind != "none":
+        inputs["attention_mask"] = random_attention_mask(kind, (rows, n_source), draw)
+    return inputs
+
+
+def cached_difference(model: Transformer, inputs: dict[str, Tensor], draw: random.Random) -> float:
+    """Decoding in random pieces against the full pass, with a cache of either kind."""
+    rows, length = inputs["decoder_input_ids"].shape
+    cache = model.new_cache(rows, length, fixed_shape=draw.random() < 0.5)
+    parts = []
+    for start, end in random_splits(length, draw):
+        piece = inputs["decoder_input_ids"][:, start:end]
+        parts.append(model(**(inputs | {"decoder_input_ids": piece}), cache=cache))
+    return relative_difference(torch.cat(parts, 1), model(**inputs))
+
+
+def padding_difference(model: Transformer, inputs: dict[str, Tensor], n_padding: int) -> float:
+    """The last columns of the source as padding, or cut off."""
+    ids, target = inputs["input_ids"], inputs["decoder_input_ids"]
+    mask = torch.ones_like(ids)
+    mask[:, ids.shape[1] - n_padding :] = 0
+    padded = model(ids, decoder_input_ids=target, attention_mask=mask)
+    return relative_difference(padded, model(ids[:, :-n_padding], decoder_input_ids=target))
+
+
+def parity_case(seed: int, folder: Path | None = None) -> dict[str, float]:
+    """Worst relative differences from torch, of one random configuration and input."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name, default_float64():
+            return parity_case(seed, Path(name))
+    draw = random.Random(seed)
+    model = random_model(draw)
+    n_ids = model.config.vocab_size
+    inputs = random_inputs(n_ids, draw)
+    again = Transformer.from_pretrained(saved_twice(model, folder))
+    reference = TorchReference(model)
+    expected = reference(*(inputs.get(key) for key in INPUTS))
+    logits = model(**inputs)
     weights = torch.randn(logits.shape, generator=rng(seed))
     (logits * weights).sum().backward()
-    (states @ head.weight.detach().T * weights).sum().backward()
-    for ours, theirs in [
-        *zip(model.encoder, twin.encoder.layers),
-        *zip(model.decoder, twin.decoder.layers),
-    ]:
-        assert_equal_gradients(ours, theirs)
+    (expected * weights).sum().backward()
+    case = {"gradients": gradient_difference(gradients_under_torch_names(model), reference)}
+
+    def logits_of(target: Tensor) -> Tensor:
+        return model(**(inputs | {"decoder_input_ids": target}))
+
+    with torch.no_grad():
+        assert torch.equal(again(**inputs), logits)
+        case |= {
+            "cached": cached_difference(model, inputs, draw),
+            "padding": padding_difference(
+                model, inputs, draw.randint(1, inputs["input_ids"].shape[1] - 1)
+            ),
+            "leak": causal_leak(logits_of, inputs["decoder_input_ids"], n_ids),
+        }
+        return {"logits": relative_difference(model.float()(**inputs), expected)} | case
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_random_model_equals_that_of_torch(seed: int, tmp_path: Path) -> None:
+    assert_parity(parity_case(seed, tmp_path))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_equal_those_of_torch_to_the_last_digits(tied: bool) -> None:
+    model = tiny(tied=tied)
+    ids, target = random_ids((2, 6), 37, 0), random_ids((2, 5), 37, 1)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 0]])
+    expected = TorchReference(model)(ids, target, mask)
+    close(model(ids, decoder_input_ids=target, attention_mask=mask), expected)
+    with pytest.raises(AssertionError, match="not close"):  # the mask matters
+        close(model(ids, decoder_input_ids=target), expected)
+
+
+def test_the_random_models_differ_in_all_that_matters() -> None:
+    seen: set[Any] = set()
+    for seed in range(20):
+        draw = random.Random(seed)
+        config = random_model(draw).config
+        inputs = random_inputs(config.vocab_size, draw)
+        mask = inputs.get("attention_mask", torch.ones(1, 2))
+        has_gaps, left, right = (mask.diff(dim=1) > 0).any(), mask[:, 0].min(), mask[:, -1].min()
+        seen |= {config.activation, ("tied", config.tied)}
+        seen |= {("eps", config.norm_eps), ("heads", config.n_heads)}
+        seen |= {("left", bool(left == 0)), ("right", bool(right == 0)), ("gaps", bool(has_gaps))}
+        seen |= {("depths", config.n_layers == config.n_decoder_layers)}
+    assert len(seen) == 3 + 2 + 4 + 4 + 6 + 2, seen
 
 
 def pre_norm(model: Transformer, patch: pytest.MonkeyPatch) -> None:
@@ -233,11 +366,7 @@ def test_the_comparison_notices_a_small_defect(
 ) -> None:
     model = tiny()
     ids, target = random_ids((2, 6), 37, 0), random_ids((2, 5), 37, 1)
-    states = torch_twin(model)(
-        embedded_by_hand(model, ids),
-        embedded_by_hand(model, target),
-        tgt_mask=torch.ones(5, 5).triu(1).bool(),
-    )
+    states = TorchReference(model).hidden(ids, target)
     close(model.hidden(ids, decoder_input_ids=target), states)
     defect(model, monkeypatch)
     with pytest.raises(AssertionError, match="not close"):
@@ -431,6 +560,17 @@ def test_masks_of_two_and_three_dimensions_agree() -> None:
     )
 
 
+def test_the_decoder_sees_what_any_position_of_the_encoder_sees() -> None:
+    model = tiny()
+    ids, target = random_ids((2, 6), 37, 0), random_ids((2, 5), 37, 1)
+    mask = torch.zeros(2, 6, 6, dtype=torch.bool)
+    mask[:, :3, :3] = mask[:, 3:, 3:5] = True  # two documents, and the last position is padding
+    seen = torch.tensor([[1, 1, 1, 1, 1, 0]] * 2)
+    states = model.encode(ids, attention_mask=mask)
+    expected = model.decode(states, target, attention_mask=seen)
+    close(model(ids, decoder_input_ids=target, attention_mask=mask), expected)
+
+
 def test_a_row_of_padding_stays_finite_and_changes_no_other_row() -> None:
     model = tiny()
     ids, target = random_ids((3, 6), 37, 0), random_ids((3, 5), 37, 1)
@@ -559,6 +699,19 @@ def test_dropout_is_only_where_the_paper_has_it() -> None:
     blocks = {f"encoder.{i}.dropout" for i in range(2)} | {f"decoder.{i}.dropout" for i in range(3)}
     assert dropped == {"dropout"} | blocks
     assert all(block.attn.dropout == 0.0 for block in model.blocks())
+
+
+def test_dropping_every_sublayer_leaves_the_norms_of_the_residual_path() -> None:
+    model = tiny(dropout=1.0).train()
+    ids, target = random_ids((2, 6), 37, 0), random_ids((2, 5), 37, 1)
+    x = torch.zeros(2, 6, 24)  # and of the embeddings with their positions nothing
+    for block in model.encoder:
+        x = block.ff_norm(block.attn_norm(x))
+    close(model.encode(ids), x)
+    y = torch.zeros(2, 5, 24)
+    for block in model.decoder:
+        y = block.ff_norm(block.cross_attn_norm(block.attn_norm(y)))
+    close(model.hidden(ids, decoder_input_ids=target), y)
 
 
 def test_hidden_and_head_make_up_forward_and_blocks_are_both_stacks() -> None:

@@ -54,6 +54,14 @@ class KVCache:
         """How many positions are written."""
         return int(self.position) if self.fixed_shape else self._length
 
+    def check(self, n_rows: int, n_layers: int, name: str = "input_ids") -> None:
+        """Refuse ids of another batch, and a model of another depth, than it was made for."""
+        made_for, rows = self.keys.shape[:2]
+        if n_rows != rows:
+            raise ValueError(f"{name} has {n_rows} rows, but the cache has {rows}")
+        if n_layers != made_for:
+            raise ValueError(f"the model has {n_layers} blocks, but the cache is for {made_for}")
+
     def layer(self, index: int, slots: Int[Tensor, " T"]) -> LayerCache:
         """What the attention of block `index` writes to, at `slots`, and reads from."""
         return LayerCache(self, index, slots)

@@ -163,12 +163,13 @@ class EncoderDecoder(PretrainedModel):
         """
         rows, n_new = decoder_input_ids.shape
         if cache is not None:
-            _check_rows(rows, cache.keys.shape[1], "the cache")
+            cache.check(rows, len(self.decoder), "decoder_input_ids")
             if cache.source is not None:
                 return cache.source, cache.source_mask
         if states is None:
             raise ValueError("states may be None only where the cache already holds their keys")
-        _check_rows(rows, states.shape[0], "states")
+        if rows != states.shape[0]:
+            raise ValueError(f"decoder_input_ids has {rows} rows, but states has {states.shape[0]}")
         mask = None
         if attention_mask is not None:
             if cache is not None and attention_mask.ndim != 2:
@@ -183,8 +184,3 @@ class EncoderDecoder(PretrainedModel):
         cache.source = [attn.keys_values(states) for attn in attns]
         cache.source_mask = mask
         return cache.source, mask
-
-
-def _check_rows(rows: int, expected: int, name: str) -> None:
-    if rows != expected:
-        raise ValueError(f"decoder_input_ids has {rows} rows, but {name} has {expected}")

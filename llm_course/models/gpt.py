@@ -47,6 +47,12 @@ LAYOUT = FileLayout(
         "bos_token_id": "bos_token_id",
         "eos_token_id": "eos_token_id",
     },
+    aliases={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    },
     fixed={
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
@@ -176,8 +182,11 @@ class GPT(PretrainedModel):
     ) -> Float[Tensor, "B T D"]:
         """The last hidden states, after the last norm; `forward` puts the head on them."""
         check_ids(input_ids, self.config.vocab_size)
-        n_new = input_ids.shape[1]
-        layers = [None] * self.config.n_layers if cache is None else cache.layers(n_new)
+        rows, n_new = input_ids.shape
+        layers: list[LayerCache | None] = [None] * self.config.n_layers
+        if cache is not None:
+            cache.check(rows, self.config.n_layers)
+            layers = [*cache.layers(n_new)]
         positions = self._positions(input_ids, position_ids, cache)
         mask = self._mask(input_ids, attention_mask, cache)
         x = self.dropout(self.token_embedding(input_ids) + positions)

@@ -46,6 +46,7 @@ class FileLayout:
     architecture: str  # the class of transformers that opens what we save
     settings: Mapping[str, str | tuple[str, ...]]  # our config field: their key, or keys
     names: Mapping[str, str | Stored]  # our module or tensor: theirs
+    aliases: Mapping[str, str] = field(default_factory=dict)  # another name of a key: the key
     fixed: Mapping[str, Any] = field(default_factory=dict)  # key: the only value we support
     prefix: str = ""  # files of a bare body leave it out
     heads: tuple[str, ...] = ()  # our modules that `heads="new"` may initialise
@@ -85,16 +86,14 @@ class FileLayout:
         return joined
 
     def from_file(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors `names` of ours, out of a file's: the inverse of `to_file`."""
+        """The tensors `names` of ours, as views of a file's: the inverse of `to_file`."""
         state = {}
         for name in names:
             stored = self.locate(name)
             tensor = tensors[stored.name]
             dim = -1 if stored.transposed else 0
             tensor = tensor.chunk(stored.parts, dim)[stored.part]
-            tensor = tensor.T if stored.transposed and tensor.ndim == 2 else tensor
-            # A copy: the tensors of a file are views of it, and the file may be overwritten.
-            state[name] = tensor.clone(memory_format=torch.contiguous_format)
+            state[name] = tensor.T if stored.transposed and tensor.ndim == 2 else tensor
         return state
 
 
@@ -114,15 +113,18 @@ def read_settings(raw: Mapping[str, Any], layout: FileLayout) -> dict[str, Any]:
     values = {}
     for name, keys in layout.settings.items():
         keys = (keys,) if isinstance(keys, str) else keys
+        keys = (*keys, *(alias for alias, key in layout.aliases.items() if key in keys))
         found = {key: raw[key] for key in keys if raw.get(key) is not None}
-        if any(value != next(iter(found.values())) for value in found.values()):
+        if not found:
+            continue
+        (key, value), *others = found.items()
+        if any(other != value for _, other in others):
             listed = ", ".join(f"{key} = {value}" for key, value in found.items())
+            choose = ": choose with from_pretrained(..., dropout=...)" if name == "dropout" else ""
             raise ConfigError(
-                f"{CONFIG_FILE}: this model has one {name}, the file several ({listed}): "
-                f"choose with from_pretrained(..., {name}=...)"
+                f"{CONFIG_FILE}: this model has one {name}, the file several ({listed}){choose}"
             )
-        for key, value in list(found.items())[:1]:
-            values[name] = _checked(name, key, value)
+        values[name] = _checked(name, key, value)
     return values
 
 
@@ -131,9 +133,12 @@ def _checked(name: str, key: str, value: Any) -> Any:
     if name == "activation":
         return activation_from_file(value)
     if name.endswith("_token_id") and isinstance(value, list) and len(value) == 1:
-        return value[0]
+        value = value[0]
     if name == "tied":
         wanted, right = "true or false", isinstance(value, bool)
+    elif name.endswith("_token_id"):
+        wanted = "one whole number"
+        right = isinstance(value, int) and not isinstance(value, bool)
     else:
         wanted = "one number"
         right = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -40,6 +40,7 @@ __all__ = [
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 Model = TypeVar("Model", bound="PretrainedModel")  # beartype refuses `Self` on a method
 
@@ -208,13 +209,13 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     if (directory / INDEX_FILE).exists():
         return _read_shards(directory)
     pickled = sorted(path.name for path in directory.glob("*.bin"))
-    if pickled:
-        raise WeightsError(
-            f"{directory} has only pickled weights ({pickled[0]}), which may run code when they "
-            "are read. Convert them once, where you trust them: transformers."
-            "AutoModelForPreTraining.from_pretrained(PATH).save_pretrained(NEW_PATH)"
-        )
-    raise WeightsError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    # What comes from the hub is fetched without its pickled files, so they cannot be named.
+    found = f"has only pickled weights ({pickled[0]})" if pickled else "has no safetensors"
+    raise WeightsError(
+        f"{directory} {found}: neither {WEIGHTS_FILE} nor {INDEX_FILE}. Pickled weights (.bin) may "
+        "run code when they are read. Convert them once, where you trust them: transformers."
+        "AutoModelForPreTraining.from_pretrained(PATH).save_pretrained(NEW_PATH)"
+    )
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -276,7 +277,7 @@ def compare(
     new_heads: bool,
     directory: Path,
 ) -> None:
-    """WeightsError with every missing, extra and misshapen tensor, or nothing."""
+    """WeightsError with every missing, extra, misshapen and quantized tensor, or nothing."""
     missing = set(expected) - set(tensors)
     required = missing - heads if new_heads else missing
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -289,6 +290,11 @@ def compare(
         "missing": sorted(required),
         "extra": sorted(set(found) - set(expected)),
         "misshapen": sorted(misshapen),
+        "of a type that is not supported": sorted(
+            f"{name} {tensor.dtype}"
+            for name, tensor in tensors.items()
+            if name in expected and tensor.dtype not in DTYPES
+        ),
     }
     lines = [f"  {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if required and required <= heads:
