@@ -15,6 +15,7 @@ from llm_course.errors import ConfigError
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
 SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt")
+MAX_SEED = 2**32 - 1  # what every library takes, with the number of a process added
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 C = TypeVar("C", bound="_Config")
@@ -226,8 +227,9 @@ class TrainConfig(_Config):
     def __post_init__(self) -> None:
         for name, lowest in (("max_steps", 1), ("accumulation", 1), ("keep_checkpoints", 1)):
             _check(self, name, lowest)
-        for name in ("warmup_steps", "eval_every", "patience", "save_every", "seed"):
+        for name in ("warmup_steps", "eval_every", "patience", "save_every"):
             _check(self, name, 0)
+        _check(self, "seed", 0, MAX_SEED)
         _check(self, "lr", 1e-12, 1e3)
         for name in ("min_lr", "weight_decay", "clip_norm"):
             _check(self, name, 0.0)
@@ -270,10 +272,12 @@ class DataConfig(_Config):
             _check(self, name, 1)
         _check(self, "context", 2)
         _check(self, "vocab_size", 2)
-        _check(self, "seed", 0)
+        _check(self, "seed", 0, MAX_SEED)
         _check(self, "validation", 0.0001, 0.9)
         _check_choice(self, "data", ("town", "files", "hub"))
         _check_choice(self, "tokenizer", ("bpe", "wordpiece", "unigram", "word", "char"))
+        if isinstance(self.data_files, str):
+            raise ConfigError(f"data_files must be several names, got {self.data_files!r}")
         if (self.data == "files") != bool(self.data_files):
             raise ConfigError(
                 f"data_files go with data = 'files' and only with it, "

@@ -8,11 +8,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from llm_course.bench.record import Place, RecordedRun, say
+from llm_course.bench.record import Place, RecordedRun, part_of, say
 from llm_course.configs import DataConfig, GPTConfig, TrainConfig
 from llm_course.models.gpt import GPT
 from llm_course.objectives.causal import causal_lm_loss
@@ -76,7 +77,10 @@ def gpt_town_cpu(place: Place) -> dict[str, Any]:
     model, data, training = preset.model, preset.data, preset.train
     if place.tiny:
         model, data, training = _tiny(model, data, training)
-    run = prepare_gpt(model, data, dataclasses.replace(training, device="cpu"), out=None)
+    training = dataclasses.replace(
+        training, device="cpu", save_every=max(1, training.max_steps // 4)
+    )
+    run = prepare_gpt(model, data, training, out=place.out)
     result = run_training(run)
     return result | {"samples": judged_samples(run, 20 if place.tiny else 500)}
 
@@ -137,7 +141,8 @@ def gpt_shakespeare_cpu(place: Place) -> dict[str, Any]:
     runs = []
     for seconds in budgets:
         for kind, vocab_size in (("char", 256), ("bpe", 512)):
-            runs.append(_timed_run(path, kind, vocab_size, seconds, tiny=place.tiny))
+            timed = partial(_timed_run, path, kind, vocab_size, seconds, tiny=place.tiny)
+            runs.append(part_of(place, f"{kind}-{seconds:g}", timed))
             say(str({k: v for k, v in runs[-1].items() if k != "curve"}))
     return {"seed": 0, "runs": runs}
 
@@ -174,6 +179,8 @@ def _timed_run(
 
 def gpt2_step(place: Place) -> dict[str, Any]:
     """Tokens per second and share of the peak of a GPT-2 124M step, beside transformers."""
+    import transformers  # noqa: F401  # if it is missing, better said now than after our half
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if place.tiny:
         config, batch, length, steps = _tiny_model(), 2, 32, 2
@@ -185,17 +192,10 @@ def gpt2_step(place: Place) -> dict[str, Any]:
     for name, compiled in (("ours", False), ("ours", True), ("hf", False), ("hf", True)):
         if compiled and place.tiny:
             continue
-        network = _network(name, config).to(device)
-        step_ms, compile_s = _time_steps(network, ids, steps, compiled=compiled)
-        rate = batch * length / step_ms * 1e3
-        rows[f"{name}{'_compiled' if compiled else ''}"] = {
-            "ms_per_step": round(step_ms, 2),
-            "tokens_per_second": round(rate),
-            "mfu_of_989_tflops": round(rate * flops / 989e12, 4),
-            "first_step_seconds": round(compile_s, 1),
-        }
-        say(f"{name} compiled={compiled}: {rows[list(rows)[-1]]}")
-        del network
+        key = f"{name}{'_compiled' if compiled else ''}"
+        measure = partial(_step_row, name, config, ids, steps, flops, compiled=compiled)
+        rows[key] = part_of(place, key, measure)
+        say(f"{key}: {rows[key]}")
     peak = _matmul_peak(device, 256 if place.tiny else 8192)
     for row in rows.values():
         row["mfu_of_measured_matmul"] = round(row["tokens_per_second"] * flops / peak, 4)
@@ -206,6 +206,21 @@ def gpt2_step(place: Place) -> dict[str, Any]:
         "flops_per_token": flops,
         "matmul_flops_per_second": peak,
         "rows": rows,
+    }
+
+
+def _step_row(
+    name: str, config: GPTConfig, ids: torch.Tensor, steps: int, flops: float, *, compiled: bool
+) -> dict[str, Any]:
+    """The speed of one implementation; its memory is free again afterwards."""
+    network = _network(name, config).to(ids.device)
+    step_ms, first = _time_steps(network, ids, steps, compiled=compiled)
+    rate = ids.numel() / step_ms * 1e3
+    return {
+        "ms_per_step": round(step_ms, 2),
+        "tokens_per_second": round(rate),
+        "mfu_of_989_tflops": round(rate * flops / 989e12, 4),
+        "first_step_seconds": round(first, 1),
     }
 
 

@@ -83,6 +83,8 @@ def record(name: str, run: RecordedRun, place: Place, path: Path) -> dict[str, A
         raise ConfigError(f"{name} needs a CUDA device; --tiny rehearses it on a CPU")
     place.out.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):  # better now than after the run
+        raise ConfigError(f"results must be a directory that can be written, {path.parent} is not")
     begin = time.time()
     measured = run.make(place)
     result = {
@@ -94,10 +96,35 @@ def record(name: str, run: RecordedRun, place: Place, path: Path) -> dict[str, A
         "seconds": round(time.time() - begin, 1),
         **measured,
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    _write(path, result)
+    for part in place.out.glob("part-*.json"):  # the next call measures anew
+        part.unlink()
     return result
+
+
+def part_of(place: Place, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A part of a run that has no checkpoints: made now, or kept from an interrupted call.
+
+    Only a part of the same commit on the same device is kept.
+    """
+    path = place.out / f"part-{name}.json"
+    now = provenance()
+    made_by = {key: now[key] for key in ("commit", "device_name", "threads", "versions")}
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["made_by"] == made_by:
+            part: dict[str, Any] = stored["part"]
+            return part
+    part = make()
+    _write(path, {"made_by": made_by, "part": part})
+    return part
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def provenance() -> dict[str, Any]:

@@ -21,10 +21,11 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class Record:
-    """A value and the line (from 1) where it begins."""
+    """A value and the line (from 1) where it begins, or its number in a list."""
 
     line: int
     value: Any
+    unit: str = "line"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _is_list(path: Path, encoding: str) -> bool:
 
 
 def _json_list(path: Path, encoding: str) -> Iterator[Record | BadRecord]:
-    """The objects of one JSON list; their line is that of the list, which json does not tell."""
+    """The objects of one JSON list by their numbers: json does not tell their lines."""
     lines = []
     for record in decoded_lines(path, encoding):
         if isinstance(record, BadRecord):
@@ -180,7 +181,7 @@ def _json_list(path: Path, encoding: str) -> Iterator[Record | BadRecord]:
         return
     for number, item in enumerate(items.value, 1):
         if isinstance(item, dict):
-            yield Record(number, item)
+            yield Record(number, item, "item")
         else:
             yield BadRecord(f"item {number}: expected an object, got {type(item).__name__}")
 

@@ -163,7 +163,7 @@ def load_hub(
     rows = _load_dataset(dataset_id, name=name, split=split, streaming=streaming, cache=cache_dir)
 
     def read() -> Iterator[str]:
-        yield from _texts(Path(dataset_id), _numbered(dataset_id, rows), column, "row")
+        yield from _texts(Path(dataset_id), _numbered(dataset_id, rows), column)
 
     return Documents(read) if streaming else list(read())
 
@@ -219,8 +219,7 @@ def _documents_of(
         records = text_records(path, encoding, document)
         texts: Iterator[str] = (record.value for record in _good(path, records, skip))
     else:
-        place = "row" if path.suffix.lower() in ARROW_SUFFIXES else "line"
-        texts = _texts(path, _good(path, _records_of(path, encoding), skip), column, place, skip)
+        texts = _texts(path, _good(path, _records_of(path, encoding), skip), column, skip)
     found = False
     for text in texts:
         if text and not text.isspace():
@@ -239,7 +238,8 @@ def _rows_of(
         for record in _good(path, _records_of(path, encoding), skip):
             for column in columns:
                 if column not in record.value:
-                    raise _no_column(path, f"record at line {record.line}", column, record.value)
+                    place = f"record at {record.unit} {record.line}"
+                    raise _no_column(path, place, column, record.value)
             found = True
             yield record.value
         if not found:
@@ -272,24 +272,23 @@ def _good(path: Path, records: Iterator[Record | BadRecord], skip: bool) -> Iter
 
 
 def _texts(
-    path: Path, records: Iterable[Record], column: str | None, place: str, skip: bool = False
+    path: Path, records: Iterable[Record], column: str | None, skip: bool = False
 ) -> Iterator[str]:
     missing = 0
     for record in records:
         if column is None:
             column = _only_column(path, record.value)
         if column not in record.value:
-            raise _no_column(path, f"{place} {record.line}", column, record.value)
+            raise _no_column(path, f"{record.unit} {record.line}", column, record.value)
         text = record.value[column]
         if isinstance(text, str):
             yield text
         elif skip:
             missing += 1
         else:
-            kind = "nothing" if text is None else f"a {type(text).__name__}"
-            raise DataError(
-                f"{path}: {place} {record.line}: column {column!r} holds {kind}, expected text"
-            )
+            what = "nothing" if text is None else f"{text!r:.40} ({type(text).__name__})"
+            place = f"{record.unit} {record.line}"
+            raise DataError(f"{path}: {place}: column {column!r} holds {what}, expected text")
     if missing:
         warnings.warn(f"{path}: left out {missing} rows without text in {column!r}", stacklevel=2)
 
@@ -344,6 +343,6 @@ def _numbered(source: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
     number = 0
     try:
         for number, row in enumerate(rows, 1):
-            yield Record(number, row)
+            yield Record(number, row, "row")
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(f"{source}: cannot read row {number + 1}: {error}") from error

@@ -16,6 +16,7 @@ from llm_course.errors import ConfigError, DataError
 from llm_course.objectives.batching import BlockBatches, DocumentBatches
 from llm_course.objectives.evaluation import BlockEvaluation, PaddedBatches
 from llm_course.objectives.rows import LongDocuments
+from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
 from llm_course.tokenizers.library import Tokenizer
 
 # Validation stories of Town: enough for a standard error of the floor ratio below 0.5 %.
@@ -37,17 +38,33 @@ class PreparedData:
 
 def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedData:
     """Read or generate the text, train the tokenizer unless one is given, and make the batches."""
+    _check_files(config)
+    continuous = config.data == "files" and _is_plain_text(config.data_files)
+    if tokenizer is None:
+        check_vocab_size(config.tokenizer, config.vocab_size)
+        if not continuous and not {"<bos>", "<eos>"} <= set(SPECIAL_TOKENS[config.tokenizer]):
+            raise ConfigError(
+                f"documents need a tokenizer with a bos and an eos token: bpe, word or char, "
+                f"got {config.tokenizer!r}"
+            )
     if config.data == "town":
         return _town(config, tokenizer)
-    if config.data == "files" and _is_plain_text(config.data_files):
-        return _continuous(config, tokenizer)
-    return _documents(config, tokenizer)
+    return _continuous(config, tokenizer) if continuous else _documents(config, tokenizer)
+
+
+def _check_files(config: DataConfig) -> None:
+    """Refuse a file named twice: its end would be validation, and be in the training text too."""
+    seen: set[Path] = set()
+    for file in config.data_files:
+        if (path := Path(file).resolve()) in seen:
+            raise ConfigError(f"data_files must be different files, got {file!r} twice")
+        seen.add(path)
 
 
 def _is_plain_text(files: Iterable[str]) -> bool:
-    endings = {Path(file).suffix for file in files}
-    plain = endings <= {".txt", ".text", ".md", ""}
-    if not plain and endings & {".txt", ".text", ".md", ""}:
+    endings = {Path(file).suffix.lower() for file in files}
+    plain = endings <= set(sources.TEXT_SUFFIXES)
+    if not plain and endings & set(sources.TEXT_SUFFIXES):
         raise DataError(f"data_files must be all text or all tables, got {sorted(endings)}")
     return plain
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from llm_course.objectives.causal import causal_loss_fn
 from llm_course.presets import gpt_preset
 from llm_course.runs.data import PreparedData, prepare
 from llm_course.tokenizers.library import Tokenizer
+from llm_course.training import distributed
+from llm_course.training.checkpoint import list_checkpoints
 from llm_course.training.loop import Step, train
 from llm_course.training.metrics import loss_sums
-from llm_course.training.run_directory import write_summary
+from llm_course.training.precision import choose_device, choose_precision
+from llm_course.training.run_directory import check_out, write_summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,8 @@ class GPTRun:
 
     def summary(self, seconds: float, tokens_per_second: float) -> dict[str, Any]:
         """The keys of summary.json, measured on the validation data."""
-        nats, count = loss_sums(self.model, self.data.validation, causal_loss_fn)["lm"]
+        model = self._whole_model()
+        nats, count = loss_sums(model, self.data.validation, causal_loss_fn)["lm"]
         floor = sum(-document.log_prob for document in self.data.town)
         return {
             "val_loss": nats / count,
@@ -57,8 +62,17 @@ class GPTRun:
             "test": {},
             "seconds": seconds,
             "tokens_per_second": tokens_per_second,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters()),
         }
+
+    def _whole_model(self) -> GPT:
+        """The trained model; where it is sharded, each process reads what was written of it."""
+        if self.train_config.parallel != "fsdp" or distributed.world_size() == 1:
+            return self.model
+        if self.out is None:
+            raise ConfigError("parallel = 'fsdp' needs a directory to be evaluated: pass out")
+        distributed.barrier()  # the first process has written it
+        return GPT.from_pretrained(self.out / "model").to(next(self.model.parameters()).device)
 
 
 def prepare_gpt(
@@ -94,7 +108,8 @@ def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfi
     if files and dataset:
         raise ConfigError(f"give data files or a dataset, not both: {files[0]!r} and {dataset!r}")
     if files or dataset:
-        given |= {"data": "files" if files else "hub", "data_files": files}
+        given["data_files"] = files
+        given.setdefault("data", "files" if files else "hub")
     parts: list[Any] = [chosen.model, chosen.data, chosen.train]
     used: set[str] = set()
     for index, part in enumerate(parts):
@@ -118,32 +133,70 @@ def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfi
 
 def pretrain_gpt_command(*, preset: str, out: str, resume: bool, **options: Any) -> None:
     """What the command line does: prepare, train with a progress bar, evaluate, summarise."""
-    from tqdm import tqdm
-
     model_config, data_config, train_config = settings(preset, options)
     directory = Path(out)
-    if not resume and (directory / "checkpoints").is_dir():
-        raise ConfigError(
-            f"{directory} holds an earlier run: go on with --resume, or choose another --out"
-        )
-    print(f"data: {_describe(data_config)}", file=sys.stderr)
+    device = distributed.join(choose_device(train_config.device))
+    choose_precision(device, train_config.precision)
+    first = distributed.rank() == 0  # of several processes only the first one speaks and writes
+    say = partial(print, file=sys.stderr) if first else _nothing
+    if first:  # before the data, which take a while
+        check_out(directory, resume, train_config.tensorboard)
+    say(f"data: {_describe(data_config)}")
     run = prepare_gpt(model_config, data_config, train_config, out=directory)
-    parameters = sum(p.numel() for p in run.model.parameters())
-    print(
-        f"model: GPT, {parameters:,} parameters, {run.model.config.n_layers} blocks of width "
-        f"{run.model.config.d_model}, vocabulary {run.model.config.vocab_size}",
-        file=sys.stderr,
+    size, parameters = run.model.config, sum(p.numel() for p in run.model.parameters())
+    say(
+        f"model: GPT, {parameters:,} parameters, {size.n_layers} blocks of width {size.d_model}, "
+        f"vocabulary {size.vocab_size}"
     )
-    last: Step | None = None
-    with tqdm(total=train_config.max_steps, unit="step") as bar:
+    try:
+        _show_steps(run, resume=resume, say=say)
+    except (KeyboardInterrupt, SystemExit):
+        saved = list_checkpoints(directory / "checkpoints")
+        if saved:
+            say(f"saved {saved[0]}: the same command with --resume goes on from there")
+        raise
+    last = _last_line(directory) if first else {}
+    seconds, tokens = last.get("seconds", math.nan), last.get("tokens", math.nan)
+    summary = run.summary(seconds, tokens / seconds)
+    if first:
+        print(write_summary(directory, **summary).read_text(encoding="utf-8"), end="")
+        model = directory / "model"
+        say(f"next: llm-course generate --model {model} --temperature 0.7")
+
+
+def _show_steps(run: GPTRun, *, resume: bool, say: Callable[[str], None]) -> None:
+    """Train with a progress bar; evaluations and an early stop get a line of their own."""
+    from tqdm import tqdm
+
+    total, last = run.train_config.max_steps, 0
+    # Else without `disable`: then the variable TQDM_DISABLE decides.
+    quiet = {"disable": True} if distributed.rank() else {}
+    with tqdm(total=total, unit="step", **quiet) as bar:
         for step in run.steps(resume=resume):
-            last = step
-            bar.update(step.step - bar.n)
+            if not last:  # a resumed run begins in the middle, and that took no time
+                bar.n = bar.initial = step.step - 1
+            last = step.step
+            bar.update(last - bar.n)
             bar.set_postfix_str(f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s")
-    seconds = last.seconds if last else math.nan
-    summary = run.summary(seconds, last.tokens / seconds if last else math.nan)
-    write_summary(directory, **summary)
-    print(json.dumps(summary, indent=2))
+            if step.validation:
+                bar.clear()
+                say(f"step {last}: loss {step.loss:.3f}, validation {step.validation['loss']:.3f}")
+    if not last:
+        say("nothing is left to train: this run had its last update before")
+    elif last < total:
+        say(f"stopped early after step {last}: the model has the weights of its best evaluation")
+
+
+def _nothing(message: str) -> None:
+    """What the other processes say."""
+
+
+def _last_line(directory: Path) -> dict[str, Any]:
+    """Of the log, which also has the updates before an interruption."""
+    log = directory / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return last
 
 
 def _describe(config: DataConfig) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from llm_course.configs import MAX_SEED
 from llm_course.errors import ConfigError, DataError
 from llm_course.generation.decode import generate
 from llm_course.models.gpt import GPT
 from llm_course.tokenizers.library import Tokenizer
+from llm_course.training.precision import choose_device
 
 
 def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
@@ -21,7 +23,11 @@ def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
         inside = path / "model"
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
         raise DataError(f"{path} holds no model (no config.json){hint}")
-    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path / 'config.json'}: not JSON: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "gpt2":
         raise ConfigError(f"generate needs a GPT (model_type 'gpt2'), {path} holds {kind!r}")
     tokenizer = Tokenizer.load(path)
@@ -43,6 +49,8 @@ def sample_texts(
     """Continuations of a prompt as texts; a document ends at EOS. Options go to `generate`."""
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed must be from 0 to {MAX_SEED}, got {seed}")
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     prompt_ids = bos + (tokenizer.encode(prompt) if prompt else [])
     if not prompt_ids:
@@ -71,8 +79,13 @@ def sample_texts(
 
 def generate_command(*, model: str, device: str, samples: int, **options: Any) -> None:
     """What the command line does: load, sample, print."""
+    chosen = choose_device(device)
+    if samples > 1 and not options["temperature"]:
+        raise ConfigError(
+            f"samples = {samples} would all be the same text at temperature 0: raise --temperature"
+        )
     network, tokenizer = load_for_generation(model)
-    network.to(device)
+    network.to(chosen)
     texts = sample_texts(network, tokenizer, samples=samples, **options)
     for number, text in enumerate(texts, start=1):
         if samples > 1:

@@ -55,13 +55,7 @@ def train_backend(
 
     `texts` must be readable twice. `ConfigError` when `vocab_size` has no room for any text.
     """
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bpe" else []
-    smallest = len(special) + max(1, len(alphabet))
-    if vocab_size < smallest:
-        raise ConfigError(
-            f"vocab_size must be at least {smallest} for kind {kind!r} "
-            f"({len(special)} special tokens), got {vocab_size}"
-        )
+    check_vocab_size(kind, vocab_size, len(special))
     options: dict[str, Any] = {
         "vocab_size": vocab_size,
         "special_tokens": special,
@@ -69,7 +63,9 @@ def train_backend(
     }
     if kind == "bpe":
         backend = _bpe()
-        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
+        trainer = trainers.BpeTrainer(
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options
+        )
         backend.train_from_iterator(texts, trainer)
     elif kind == "wordpiece":
         backend = _wordpiece(lowercase)
@@ -87,6 +83,17 @@ def train_backend(
         single=single, pair=pair, special_tokens=[(name, special.index(name)) for name in names]
     )
     return backend
+
+
+def check_vocab_size(kind: str, vocab_size: int, n_special: int | None = None) -> None:
+    """Refuse a vocabulary without room for the special tokens and one piece, or for all bytes."""
+    n_special = len(SPECIAL_TOKENS[kind]) if n_special is None else n_special
+    smallest = n_special + (256 if kind == "bpe" else 1)
+    if vocab_size < smallest:
+        raise ConfigError(
+            f"vocab_size must be at least {smallest} for kind {kind!r} "
+            f"({n_special} special tokens), got {vocab_size}"
+        )
 
 
 def _bpe() -> tokenizers.Tokenizer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -100,9 +101,15 @@ def parallelise(module: nn.Module, blocks: Sequence[nn.Module], mode: str) -> nn
         return module
     # A head that this loss does not use is no fault. Where all are used, torch warns once that
     # looking for unused ones costs something: that is meant.
-    return DistributedDataParallel(
-        module, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
-    )
+    with warnings.catch_warnings():
+        # torch 2.13 has a new name for broadcast_buffers, which 2.11 does not know.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(
+            module,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,
+        )
 
 
 def is_sharded(module: nn.Module) -> bool:

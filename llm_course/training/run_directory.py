@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from llm_course.errors import ConfigError, RunInUseError
+from llm_course.errors import CheckpointError, ConfigError, RunInUseError
 from llm_course.training.checkpoint import (
     list_checkpoints,
     remove_leftovers,
@@ -21,6 +22,7 @@ from llm_course.training.checkpoint import (
     write_atomically,
 )
 
+LOCK, LOG = "run.lock", "metrics.jsonl"
 SUMMARY_KEYS = (
     "val_loss",  # nats per token
     "val_nats_per_char",
@@ -65,6 +67,28 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
         return sha256(b"".join(path.name.encode() + path.read_bytes() for path in files))
 
 
+def check_out(path: str | Path, resume: bool, tensorboard: bool = False) -> None:
+    """Refuse, before any work and without a trace, what `RunDirectory` would refuse later.
+
+    Raises ConfigError (not a directory, not writable, holds a run and `resume` is false, no
+    TensorBoard) or RunInUseError.
+    """
+    if tensorboard:
+        _summary_writer()
+    path = Path(path)
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise _unusable(path, f"{there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unusable(path, f"{there}: Permission denied")
+    if (path / LOCK).is_file() or (path / "checkpoints").is_dir():
+        RunDirectory(path, resume).close()
+
+
+def _unusable(path: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"out must be a directory that can be written, {path} is not: {reason}")
+
+
 class RunDirectory:
     """Opened by one process at a time; the lock dies with it, however it dies."""
 
@@ -74,19 +98,18 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ConfigError(
-                f"out must be a directory that can be written, {self.path} is not: {error.strerror}"
-            ) from error
+            raise _unusable(self.path, error.strerror) from error
         self._log: int | None = None
         self._board: Any = None
         try:
             self._hold_lock()
             held = list_checkpoints(self.checkpoints)
-            if held and not resume:
+            found = held or [path for path in [self.path / "model"] if path.exists()]
+            if found and not resume:
                 raise ConfigError(
-                    f"{self.path} already holds a run ({held[0].name}): resume it with "
+                    f"{self.path} already holds a run ({found[0].name}): resume it with "
                     "resume=True (--resume), or choose another directory"
                 )
             remove_leftovers(self.checkpoints)
@@ -113,7 +136,7 @@ class RunDirectory:
         """Open `metrics.jsonl` for appending, without the lines after `step`: they come again."""
         if tensorboard:
             self._board = _tensorboard(self.path / "tensorboard", step)
-        path = self.path / "metrics.jsonl"
+        path = self.path / LOG
         kept = 0
         if step and path.is_file():
             for line in path.read_bytes().splitlines(keepends=True):
@@ -127,7 +150,13 @@ class RunDirectory:
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line in one write, so that a kill leaves no half line."""
         if self._log is not None:
-            os.write(self._log, (json.dumps(_finite(values), allow_nan=False) + "\n").encode())
+            rest = (json.dumps(_finite(values), allow_nan=False) + "\n").encode()
+            try:
+                while rest:
+                    rest = rest[os.write(self._log, rest) :]
+            except OSError as error:
+                reason = f"{error.strerror}; the checkpoints are unharmed"
+                raise CheckpointError(f"cannot write {self.path / LOG}: {reason}") from error
         if self._board is not None:
             for name, value in _scalars(values):
                 self._board.add_scalar(name, value, values["step"])
@@ -140,21 +169,29 @@ class RunDirectory:
     def export(self, model: nn.Module, state: Mapping[str, Tensor] | None, tokenizer: Any) -> None:
         """Write `model/` in the model's own layout, with its tokenizer, then put it in place.
 
-        `state` replaces the model's own tensors where it holds only shards of them.
+        `state` replaces the model's own tensors where it holds only shards of them. Raises
+        CheckpointError when the disk is full or refuses.
         """
         save = getattr(model, "save_pretrained", None)
         if save is None:
             return
         final, new, old = (self.path / name for name in ("model", "model.tmp", "model.old"))
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir()
-        save(new, state_dict=None if state is None else dict(state))
-        if tokenizer is not None:
-            tokenizer.save(new)
-        if final.exists():
-            os.rename(final, old)
-        os.rename(new, final)
+        try:
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            new.mkdir()
+            save(new, state_dict=None if state is None else dict(state))
+            if tokenizer is not None:
+                tokenizer.save(new)
+            if final.exists():
+                os.rename(final, old)
+            os.rename(new, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write {final}: {error}; the checkpoints are unharmed, so resuming the run "
+                "writes it again"
+            ) from error
         shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:
@@ -174,15 +211,19 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
-def _tensorboard(path: Path, step: int) -> Any:
-    """A writer that hides what a killed run wrote after `step`."""
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
             "tensorboard = True needs the package tensorboard: pip install tensorboard"
         ) from error
-    return SummaryWriter(str(path), purge_step=step + 1)
+    return SummaryWriter
+
+
+def _tensorboard(path: Path, step: int) -> Any:
+    """A writer that hides what a killed run wrote after `step`."""
+    return _summary_writer()(str(path), purge_step=step + 1)
 
 
 def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
