@@ -11,6 +11,7 @@ from parity import rng
 from torch import Tensor
 from torch.testing import assert_close
 
+from llm_course.models import layers
 from llm_course.models.layers import (
     FeedForward,
     KVCache,
@@ -25,6 +26,7 @@ from llm_course.models.layers import (
     padding_mask,
 )
 
+by_products = layers._attention_by_products
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -116,6 +118,44 @@ def test_a_fully_masked_row_is_zero_and_harms_no_gradient(
     others = torch.ones(2, 4, dtype=torch.bool)
     others[0, 2] = False
     assert torch.equal(result.mT.transpose(1, 3)[others], run(mask)[0].mT.transpose(1, 3)[others])
+
+
+@pytest.mark.covers("F1")
+@pytest.mark.parametrize("hidden", ["nothing", "later keys", "a whole row"])
+def test_the_products_of_bfloat16_training_on_a_cpu_are_attention_too(
+    hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products: list[int] = []
+    monkeypatch.setattr(layers, "_attention_by_products", counted(products, by_products))
+    inputs = [draw(2, 3, 6, 8, seed=seed).bfloat16().requires_grad_() for seed in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    mask = causal_mask(6, 6) if hidden != "nothing" else None
+    if hidden == "a whole row":
+        mask = mask.clone()
+        mask[2] = False
+    out = fused_attention(*inputs, mask)
+    expected = attention(*exact, mask)
+    assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+    out.sum().backward()
+    expected.sum().backward()
+    for x, y in zip(inputs, exact):
+        assert_close(x.grad.double(), y.grad, rtol=5e-2, atol=5e-2)
+    assert len(products) == 1
+    with pytest.raises(AssertionError):
+        assert_close(out.double(), attention(*exact, mask, scale=1.0), rtol=2e-2, atol=2e-2)
+    fused_attention(*inputs, mask, dropout=0.1)
+    with torch.no_grad():
+        fused_attention(*inputs, mask)
+    fused_attention(*(x.float() for x in inputs), mask)
+    assert len(products) == 1  # those three are the fused kernel's
+
+
+def counted(calls: list[int], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*args: object) -> Tensor:
+        calls.append(1)
+        return function(*args)
+
+    return call
 
 
 def test_causal_queries_are_the_last_of_the_keys() -> None:

@@ -101,9 +101,42 @@ def fused_attention(
         mask = combine_masks(causal_mask(n_queries, n_keys, q.device), mask)
     # The newest position alone sees everything. (The kernel would count it as position 0.)
     causal = causal and mask is None and n_queries > 1
+    if _products_are_faster(q, k, v, mask, dropout):
+        mask = causal_mask(n_queries, n_keys, q.device) if causal else mask
+        return _attention_by_products(q, k, v, mask, scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale
     )
+
+
+# A CPU trains in bfloat16 2 to 4 times as fast by plain products as by the fused kernel, whose
+# backward pass does not use the processor's bfloat16 (torch 2.13; T = 64 to 320 and K = 32 or 64).
+PRODUCTS_UP_TO = 2**25  # attention weights, 64 MB: beyond, memory matters more
+
+
+def _products_are_faster(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, dropout: float
+) -> bool:
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dropout:
+        return False
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    trains = q.requires_grad or k.requires_grad or v.requires_grad
+    if not trains or q[..., 0].numel() * k.shape[-2] > PRODUCTS_UP_TO:
+        return False
+    return mask is None or mask.dtype == torch.bool
+
+
+def _attention_by_products(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | None
+) -> Tensor:
+    """`attention` with the mask added: to fill would keep a copy for the backward pass."""
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    if mask is None:
+        return torch.softmax(scores, dim=-1) @ v
+    lowest = torch.finfo(q.dtype).min  # finite, so that an empty row is not 0 / 0
+    scores = scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, lowest)
+    return torch.softmax(scores, dim=-1) @ v * mask.any(dim=-1, keepdim=True)
 
 
 class MultiHeadAttention(nn.Module):
