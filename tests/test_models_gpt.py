@@ -394,6 +394,26 @@ def test_initialisation_is_that_of_the_papers() -> None:
     assert model.norm.weight.eq(1).all()
 
 
+def test_the_copying_start_carries_over_what_attention_sees() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**(TINY.to_dict() | {"d_model": 192, "n_layers": 3, "vocab_size": 500})))
+    paper = carried(model)
+    model.reset_to_copying()
+    assert carried(model) > 0.65
+    assert paper < 0.1  # the control: the start of the paper carries over nothing
+    assert model.token_embedding.weight.std().item() == pytest.approx(0.1, rel=0.05)
+    assert model.position_embedding.weight.std().item() < 0.003
+    assert model.lm_head.weight is model.token_embedding.weight
+
+
+def carried(model: GPT) -> float:
+    """How much of a vector is left, as a cosine, after the values and the output of one layer."""
+    x = torch.randn(50, model.config.d_model, generator=rng(0))
+    attn = model.decoder[0].attn
+    with torch.no_grad():
+        return torch.cosine_similarity(attn.w_o(attn.w_v(x)), x, dim=-1).mean().item()
+
+
 def test_hidden_and_head_make_up_forward_and_blocks_are_the_stack() -> None:
     model = tiny()
     ids = random_ids((2, 5), 37, 0)

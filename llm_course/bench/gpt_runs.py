@@ -85,6 +85,23 @@ def gpt_town_cpu(place: Place) -> dict[str, Any]:
     return result | {"samples": judged_samples(run, 20 if place.tiny else 500)}
 
 
+def gpt_start_cpu(place: Place) -> dict[str, Any]:
+    """Two beginnings of the cpu preset's model: the paper's weights, and heads that copy."""
+    preset = gpt_preset("cpu")
+    model, data, training = preset.model, preset.data, preset.train
+    training = dataclasses.replace(training, max_steps=1000, device="cpu")
+    if place.tiny:
+        model, data, training = _tiny(model, data, training)
+    starts = {}
+    for start in ("reset_parameters", "reset_to_copying"):
+        run = prepare_gpt(model, data, training)
+        torch.manual_seed(training.seed)
+        getattr(run.model, start)()
+        starts[start] = part_of(place, start, partial(run_training, run))
+        say(f"{start}: {starts[start]['floor_ratio']:.3f} times the floor")
+    return {"seed": training.seed, "starts": starts}
+
+
 def judged_samples(run: GPTRun, number: int) -> dict[str, Any]:
     """Shares of sentences, stories and true stories, at temperature 1 and 0.7."""
     model = run.model.eval()
@@ -341,6 +358,12 @@ RUNS = {
     ),
     "gpt_town_cpu": RecordedRun(
         title="GPT on Town, cpu preset", device="cpu", minutes=4, make=gpt_town_cpu
+    ),
+    "gpt_start_cpu": RecordedRun(
+        title="GPT on Town from two sets of start weights, cpu preset",
+        device="cpu",
+        minutes=4,
+        make=gpt_start_cpu,
     ),
     "gpt_shakespeare_cpu": RecordedRun(
         title="small GPTs on tinyshakespeare, 60 s and 180 s",

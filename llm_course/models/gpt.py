@@ -132,6 +132,27 @@ class GPT(PretrainedModel):
             else:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
 
+    def reset_to_copying(self) -> None:
+        r"""Start weights with which a small model soon learns to look back and repeat a word.
+
+        With those of the paper, attention must first find what to carry, and only then is it of use
+        to look at the right place. Here each head begins by carrying over what it sees: $W^O$ is
+        the transpose of $W^V$, so that $W^V W^O$ is near a multiple of the identity (Trockman and
+        Kolter 2023, §3, found this form in trained models). Matrices are $N(0, 1/\sqrt{D})$, and a
+        word counts more than its position: $N(0, 0.1)$ and $N(0, 0.002)$.
+        """
+        # Deviation: GPT-2 starts from reset_parameters().
+        self.reset_parameters()
+        width = self.config.d_model**-0.5
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        nn.init.normal_(self.position_embedding.weight, std=0.002)
+        for block in self.decoder:
+            assert isinstance(block, GPTBlock)
+            for layer in (block.attn.w_q, block.attn.w_k, block.attn.w_v, block.ff.w_1):
+                nn.init.normal_(layer.weight, std=width)
+            nn.init.normal_(block.ff.w_2.weight, std=width / (2 * len(self.decoder)) ** 0.5)
+            block.attn.w_o.weight.data.copy_(block.attn.w_v.weight.mT)
+
     def blocks(self) -> list[nn.Module]:
         """The units to shard or to checkpoint."""
         return list(self.decoder)

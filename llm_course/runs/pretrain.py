@@ -97,7 +97,9 @@ def prepare_gpt(
         model, vocab_size=len(tokens), bos_token_id=tokens.bos_id, eos_token_id=tokens.eos_id
     )
     torch.manual_seed(train_config.seed)
-    return GPTRun(model=GPT(config), data=prepared, train_config=train_config, out=out)
+    network = GPT(config)
+    network.reset_to_copying()
+    return GPTRun(model=network, data=prepared, train_config=train_config, out=out)
 
 
 def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfig, TrainConfig]:

@@ -29,7 +29,6 @@ from llm_course.corpus.town.lexicon import (
     Entry,
     Table,
     read_lexicon,
-    zipf,
 )
 from llm_course.corpus.town.names import person_table, village_table
 from llm_course.errors import DataError
@@ -176,7 +175,7 @@ class Grammar:
 
     def _beat(self, name: str, rows: list[tuple[str, str]]) -> Beat:
         names = [_label(f"{name}.{i}") for i in range(1, len(rows) + 1)]
-        table = Table(names, zipf(len(rows), 1.0))
+        table = Table(names, [1.0 / (rank + 1) for rank in range(1, len(rows) + 1)])
         clauses = tuple(
             self._clause(f"{name}.{i}", name, english, chinese, table.log_p[i - 1])
             for i, (english, chinese) in enumerate(rows, 1)

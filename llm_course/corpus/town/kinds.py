@@ -2,13 +2,11 @@
 
 A kind is a class of the lexicon, or one of the selections below. A selection reads from left to
 right: `class` takes all its words, `class[mark]` those with a mark, `+word` takes one word,
-`-word` leaves one out, `!mass` leaves out what has no plural. Every class inside a kind is as
-probable as its number of words in it, which have Zipf weights in the order of the kind.
+`-word` leaves one out, `!mass` leaves out what has no plural. The words of a class have Zipf weights
+in the order of the kind; the i-th class of a kind has them divided by i.
 """
 
 from __future__ import annotations
-
-from itertools import accumulate
 
 from llm_course.corpus.town.lexicon import Entry, Table, zipf
 from llm_course.errors import DataError
@@ -246,9 +244,7 @@ def kind_table(kind: str, lexicon: dict[str, tuple[Entry, ...]]) -> Table:
                 raise DataError(f"kind {kind!r}: there is no class {name!r} in the lexicon")
             chosen |= {e.lemma: e for e in lexicon[name] if not mark or mark in e.marks}
     weights: dict[str, float] = {}
-    for name in dict.fromkeys(entry.kind for entry in chosen.values()):
+    for place, name in enumerate(dict.fromkeys(entry.kind for entry in chosen.values()), 1):
         members = [lemma for lemma, entry in chosen.items() if entry.kind == name]
-        shares = zipf(len(members))
-        total = list(accumulate(shares))[-1]  # sum() adds in another order since 3.12
-        weights |= {m: len(members) * share / total for m, share in zip(members, shares)}
+        weights |= {m: share / place for m, share in zip(members, zipf(len(members)))}
     return Table(chosen.values(), [weights[lemma] for lemma in chosen])

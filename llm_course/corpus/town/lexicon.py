@@ -2,8 +2,8 @@
 
 A row of the file is one stem with its class, its irregular forms and its Chinese word. The rows of
 a class stand together, the most frequent first. The word of rank r (from 1) is drawn with
-probability proportional to 1 / (r + k), Mandelbrot's form of Zipf's law: k keeps the tail of a
-class frequent enough to be learned from a small corpus.
+probability proportional to 1 / (r + 1)^1.5, Mandelbrot's form of Zipf's law: a few words of a class
+are met again and again, and most of them now and then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADER = ["lemma", "pos", "class", "forms", "zh", "measure"]
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv", "number", "syllable")
 FLAGS = ("mass", "f", "m", "good", "bad", "a", "an")
 KEYS = ("plural", "past", "part", "third", "ing")
-ZIPF_SHIFT = 2.0
+ZIPF_SHIFT = 1.0
 # English writes months with a capital, but not the seasons, which share their class.
 MONTHS = (
     *("january", "february", "march", "april", "may", "june"),
@@ -163,8 +163,8 @@ class Table:
 
 
 def zipf(n: int, shift: float = ZIPF_SHIFT) -> list[float]:
-    """The weights 1 / (r + shift) of the ranks 1 to n."""
-    return [1.0 / (rank + shift) for rank in range(1, n + 1)]
+    """The weights (r + shift)^(-3/2) of the ranks 1 to n; a root is rounded alike on all machines."""
+    return [1.0 / ((rank + shift) * math.sqrt(rank + shift)) for rank in range(1, n + 1)]
 
 
 def read_lexicon(*paths: Path) -> dict[str, tuple[Entry, ...]]:

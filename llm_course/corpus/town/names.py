@@ -1,16 +1,16 @@
 """Names of people and villages, put together from syllables with one Chinese character each.
 
 A person is start + [middle] + end, and the end decides between she and he; a village is start +
-place end. Starts and ends are uniform, so that no name is special and two people of one story,
-who differ in their start, cost the same number of nats in every story.
+place end. Starts and ends have Zipf weights, so a few names are met often, as names are, and most
+of them hardly ever. Two people of one story differ in their start, and so do two villages.
 """
 
 from __future__ import annotations
 
-from llm_course.corpus.town.lexicon import Entry, Table
+from llm_course.corpus.town.lexicon import Entry, Table, zipf
 from llm_course.errors import DataError
 
-MIDDLE = 0.25  # the share of names with three syllables
+MIDDLE = 0.05  # the share of names with three syllables
 
 
 def _add(entries: dict[str, Entry], entry: Entry, syllables: str) -> None:
@@ -24,13 +24,16 @@ def _add(entries: dict[str, Entry], entry: Entry, syllables: str) -> None:
 def person_table(lexicon: dict[str, tuple[Entry, ...]]) -> Table:
     """All names of people with their probabilities; every name must split in one way only."""
     starts, middles = lexicon["name_start"], lexicon["name_middle"]
-    ends = [(end, "f") for end in lexicon["name_end_f"]]
-    ends += [(end, "m") for end in lexicon["name_end_m"]]
+    ends = [
+        (end, gender, share)
+        for gender in ("f", "m")
+        for end, share in _weighted(lexicon[f"name_end_{gender}"])
+    ]
     entries: dict[str, Entry] = {}
     weights: list[float] = []
-    for start in starts:
+    for start, first in _weighted(starts):
         for middle in (None, *middles):
-            for end, gender in ends:
+            for end, gender, last in ends:
                 parts = [start, end] if middle is None else [start, middle, end]
                 entry = Entry(
                     "".join(part.lemma for part in parts).capitalize(),
@@ -42,19 +45,26 @@ def person_table(lexicon: dict[str, tuple[Entry, ...]]) -> Table:
                     group=start.lemma,
                 )
                 _add(entries, entry, "-".join(part.lemma for part in parts))
-                weights.append(1 - MIDDLE if middle is None else MIDDLE / len(middles))
+                inner = 1 - MIDDLE if middle is None else MIDDLE / len(middles)
+                weights.append(first * inner * last)
     return Table(entries.values(), weights)
 
 
 def village_table(lexicon: dict[str, tuple[Entry, ...]]) -> Table:
-    """All names of villages, uniform; two villages of one story differ in their start."""
+    """All names of villages with their probabilities."""
     entries: dict[str, Entry] = {}
-    for start in lexicon["name_start"]:
-        for end in lexicon["place_end"]:
+    weights: list[float] = []
+    for start, first in _weighted(lexicon["name_start"]):
+        for end, last in _weighted(lexicon["place_end"]):
             name = (start.lemma + end.lemma).capitalize()
             entry = Entry(name, "name", "village", start.zh + end.zh, "座", group=start.lemma)
             _add(entries, entry, f"{start.lemma}-{end.lemma}")
-    return Table(entries.values(), [1.0] * len(entries))
+            weights.append(first * last)
+    return Table(entries.values(), weights)
+
+
+def _weighted(entries: tuple[Entry, ...]) -> list[tuple[Entry, float]]:
+    return list(zip(entries, zipf(len(entries), 0.0)))
 
 
 def syllables(name: str, lexicon: dict[str, tuple[Entry, ...]]) -> tuple[str, ...]:
