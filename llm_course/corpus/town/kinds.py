@@ -2,8 +2,8 @@
 
 A kind is a class of the lexicon, or one of the selections below. A selection reads from left to
 right: `class` takes all its words, `class[mark]` those with a mark, `+word` takes one word,
-`-word` leaves one out, `!mass` leaves out what has no plural. The words of a class have Zipf weights
-in the order of the kind; the i-th class of a kind has them divided by i.
+`-word` leaves one out, `!mass` leaves out what has no plural. The words of a class have Zipf
+weights in the order of the kind; the i-th class of a kind has them divided by i.
 """
 
 from __future__ import annotations

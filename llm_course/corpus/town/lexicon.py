@@ -163,7 +163,7 @@ class Table:
 
 
 def zipf(n: int, shift: float = ZIPF_SHIFT) -> list[float]:
-    """The weights (r + shift)^(-3/2) of the ranks 1 to n; a root is rounded alike on all machines."""
+    """The weights (r + shift)^(-3/2) of the ranks 1 to n; every machine rounds a root alike."""
     return [1.0 / ((rank + shift) * math.sqrt(rank + shift)) for rank in range(1, n + 1)]
 
 
