@@ -16,7 +16,7 @@
 # [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/00_setup.ipynb)
 #
 # **You will** check that your machine computes what the book shows, meet the parts of a chapter
-# and the rooms of the package, and solve a first exercise with a check that talks back.
+# and the sub-packages, and solve a first exercise with a check that explains what is wrong.
 #
 # **Needs** Python. **Runs** in 10 seconds on one core. **Source** `llm_course/configs.py`,
 # `llm_course/corpus/town`.
@@ -46,18 +46,19 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Why this notebook exists
 #
-# Nothing is more discouraging than a course whose first command fails. So this notebook does
-# nothing clever. It imports the package, computes a few numbers whose values are known, and
-# compares. If all cells run, all later chapters will run on your machine.
+# This notebook imports the package, computes a few numbers whose values are known, and compares.
+# If all its cells run, the package is installed and the later chapters find what they need.
 #
 # The first code cell of every notebook is hidden on the page. In Colab it installs the package,
 # and leaves torch and numpy as they are. Anywhere else it does nothing.
 
 # %%
-version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-assert version >= (2, 11), f"torch 2.11 or newer is needed, this is {torch.__version__}"
+parts = torch.__version__.split("+")[0].split(".")
+version = int(parts[0]), int(parts[1])
+assert version >= (2, 11), f"torch 2.11 is needed, this is {torch.__version__}"
 print("torch is new enough")
-print("names of the package:", ", ".join(name for name in llm_course.__all__ if name[0].isupper()))
+names = [name for name in llm_course.__all__ if name[0].isupper()]
+print("names of the package:", ", ".join(names))
 
 # %% [markdown]
 # Four models, four configurations, a tokenizer and the settings of training: these are the names
@@ -67,14 +68,14 @@ print("names of the package:", ", ".join(name for name in llm_course.__all__ if 
 # %% [markdown]
 # ## Formula, code, check, picture
 #
-# Every section of the course goes around one circle. Let us go around it once, with a formula
-# that you will need in each chapter: the **softmax**. It turns any {math}`n` scores into
-# {math}`n` positive numbers whose sum is one.
+# The sections of this course repeat four steps. Here they are for a formula that you will need in
+# each chapter: the **softmax**. It turns any {math}`n` scores into {math}`n` positive numbers whose
+# sum is one. In a language model the scores are called **logits**.
 #
 # $$\operatorname{softmax}(z)_i = \frac{e^{z_i}}{\sum_{j=1}^{n} e^{z_j}}$$ (eq-softmax)
 #
 # **Formula.** A score may be any number. The exponential makes it positive, and the division
-# makes the sum one. Larger scores get larger shares.
+# makes the sum one. A larger score gets a larger share.
 #
 # **Code.** The plain transcription follows the formula symbol by symbol.
 
@@ -86,13 +87,13 @@ def plain_softmax(z: list[float]) -> list[float]:
     return [math.exp(score) / total for score in z]
 
 
-scores = [2.0, 1.0, 0.0, -3.0]
+scores = [2.0, 1.0, 0.0, -1.0]
 print([f"{share:.3f}" for share in plain_softmax(scores)])
 
 # %% [markdown]
 # **Check.** PyTorch has a fast version. The two must agree. And because a check that cannot fail
 # proves nothing, we also compare with a wrong version, the one that forgets the exponential, and
-# see that the check notices.
+# see that the check finds the difference.
 
 # %%
 fast = torch.tensor(scores, dtype=torch.float64).softmax(dim=0)
@@ -102,13 +103,20 @@ assert torch.allclose(fast, plain, atol=1e-12)
 wrong = torch.tensor(scores, dtype=torch.float64)
 wrong = wrong / wrong.sum()
 assert not torch.allclose(wrong, plain, atol=1e-12)
-print("the formula and the fast version agree, the wrong version does not")
+print("formula and fast version agree:", [f"{share:.3f}" for share in fast])
+print("without the exponential:       ", [f"{share:.3f}" for share in wrong])
+assert wrong.sum() == 1
+assert wrong.min() < 0
+
+# %% [markdown]
+# The wrong numbers sum to one as well, but one of them is negative, so they are not probabilities.
+# A test of the sum alone would have accepted them.
 
 # %% [markdown]
 # **Picture.** What do the numbers mean? Multiply all scores by the same factor, and look at the
 # shares.
 
-# %% mystnb={"image": {"alt": "Line chart of four softmax shares against a factor from 0 to 3. At factor 0 all four shares are one quarter. As the factor grows, the share of the largest score rises towards one and the others fall towards zero."}}
+# %% mystnb={"image": {"alt": "Line chart of four softmax shares against a factor from 0 to 3. At factor 0 all four shares are one quarter. The share of score 2 rises towards one. The share of score 1 rises a little, to 0.28, and then falls. The shares of scores 0 and minus 1 fall from the start."}}
 factors = torch.linspace(0, 3, 61)
 shares = (factors[:, None] * torch.tensor(scores)).softmax(dim=-1)
 figure, axes = plt.subplots(figsize=(6.5, 3.2))
@@ -122,12 +130,12 @@ plt.show()
 
 # %% [markdown]
 # With a factor of zero all scores are equal, and so are the shares. With a large factor the
-# largest score takes nearly everything. You will meet the factor again, twice: as
-# {math}`1/\sqrt{d_k}` inside attention, where it keeps the choice from being too sharp, and as
-# the *temperature* when a model writes.
+# largest score takes nearly everything. A score in the middle first gains from those below it, and
+# then loses to the one above it. You will meet the factor again, twice: as {math}`1/\sqrt{d_k}`
+# inside attention, where it keeps the choice from being too sharp, and as one over the
+# *temperature* when a model writes: a low temperature is a large factor.
 #
-# There is one more thing that a plain transcription teaches. It breaks where the fast version
-# does not:
+# The plain version has a weakness. It fails where the fast version does not:
 
 # %%
 large = [1000.0, 999.0]
@@ -135,19 +143,21 @@ try:
     plain_softmax(large)
 except OverflowError as error:
     print("plain:", error)
-print("torch:", [f"{share:.3f}" for share in torch.tensor(large).softmax(dim=0)])
+fast = torch.tensor(large).softmax(dim=0)
+print("torch:", [f"{share:.3f}" for share in fast])
 
 # %% [markdown]
 # {math}`e^{1000}` is too large for a floating-point number. The fast version subtracts the
-# largest score from all of them first. That changes nothing in {eq}`eq-softmax`, because the same
-# factor then stands above and below the line. The exercise below asks you to do it.
+# largest score from all of them first. That changes nothing in {eq}`eq-softmax`: numerator and
+# denominator are both divided by the same number. The first exercise asks you to do it.
 
 # %% [markdown]
 # ## The small world
 #
-# The labs train on *Town*, stories that a program writes. Here are two. The number under each
-# story is the logarithm of its exact probability; a model that had learnt the language perfectly
-# would give the same number. No model can give larger ones on average.
+# The labs, the chapters in which you train a model, use *Town*: stories that a program writes. Here
+# are two. The number under each story is the logarithm of its exact probability. It is negative,
+# because a probability is at most one. A model that had learnt the language perfectly would give
+# the same number. For one story a model may give a larger one, but not on average over stories.
 
 # %%
 from llm_course.corpus.town import generate_documents
@@ -157,13 +167,13 @@ for document in generate_documents(2, seed=5, split="train"):
     print(f"log-probability {document.log_prob:.1f} nats\n")
 
 # %% [markdown]
-# ## The rooms of the package
+# ## The sub-packages
 #
-# The package is a house with a few rooms, and the data walk through them in one direction:
-# `corpus` has text, `tokenizers` turn it into ids, `objectives` turn ids into examples and
-# losses, `models` turn ids into scores, `training` turns a model into a trained model,
-# `generation` turns a trained model into text, and `visualize` turns it into pictures. A room
-# knows only the rooms before it. You can read any of them on its own.
+# The package is divided into sub-packages, and each imports only earlier ones. In this order:
+# `corpus` makes text, `tokenizers` turn text into ids, `objectives` turn ids into examples and
+# losses, `models` turn ids into scores, `generation` lets a model write text, `training` changes
+# the weights of a model, and `visualize` draws pictures. The command
+# `make lint` checks the order. So you can read a sub-package without those that come after it.
 #
 # A model is made from a configuration. Configurations check themselves:
 
@@ -177,15 +187,15 @@ except ValueError as error:
 print(inspect.getsource(GPTConfig).split("def __post_init__")[0])
 
 # %% [markdown]
-# The message names the setting, the value and the rule. All messages of the package are meant to
-# do that. If you meet one which leaves you helpless, it is a bug.
+# The message names the settings, their values and the rule. All messages of the package are meant
+# to do that. If you meet one that does not tell you what to change, please report it as a bug.
 
 # %% [markdown]
 # ## Exercises
 #
 # Each exercise states how many minutes it may take. Write your answer, run the check, and read
-# what it says. A check does not only say *wrong*. It compares your answer with the usual
-# mistakes, and tells you which one it looks like. The solution is in the closed box.
+# what it says. A check compares your answer with the usual mistakes, and names the one that gives
+# the same result. The solution is in the closed box.
 #
 # ```{exercise} A softmax that does not break
 # :label: ex-00-softmax
@@ -220,7 +230,7 @@ ch00.check_stable_softmax(stable_softmax)
 # %% [markdown]
 # ```{exercise} How surprised?
 # :label: ex-00-surprise
-# *5 minutes, easy.* Something of probability {math}`p` happens. Its *surprise* is {math}`-\ln p`,
+# *5 minutes, easy.* Something of probability {math}`p` happens. Its *surprise* is {math}`-\log p`,
 # in nats. Write `surprise(p)`. What should it return for {math}`p = 1`, and what for {math}`p =
 # 0`?
 # ```
@@ -280,5 +290,5 @@ ch00.check_shape(shape)
 # ## What to keep
 #
 # Every formula in this course stands beside code that computes it, and beside a check that can
-# fail. If all cells above ran, you are ready for [the chapter on the objective of
+# fail. A softmax turns scores into probabilities. Continue with [the chapter on the objective of
 # GPT](12_gpt_objective.ipynb).
