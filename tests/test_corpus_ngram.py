@@ -86,6 +86,10 @@ def test_the_report_has_every_figure(capsys: pytest.CaptureFixture[str], tmp_pat
     assert figures["reparsed"]["share"] == 1.0
     ratios = [figures["ngram_over_floor"][str(k)] for k in (1, 2, 3, 4, 5)]
     assert all(a > b > 1 for a, b in pairwise(ratios[:3]))
+    best = figures["tasks_best_possible"]
+    assert len(best) == 8
+    assert best["questions"] == best["translation"] == 1.0
+    assert 0.5 < best["sentiment"] < 1.0  # its labels are noisy
     path = tmp_path / "results" / "town.json"
     main(["--documents", "20", "--training", "50", "--out", str(path)])
     assert "words_per_second" in capsys.readouterr().out

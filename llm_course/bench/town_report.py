@@ -22,6 +22,7 @@ from llm_course.corpus.town import (
     generate_documents,
     log_probability,
     parse,
+    tasks,
     tokenize,
     town,
 )
@@ -86,6 +87,15 @@ def ngram_figures(training: int, validation: int) -> dict[str, float]:
     }
 
 
+def task_figures(n: int = 2_000, seed: int = 0) -> dict[str, float]:
+    """The best possible score of each labelled task; for next_sentence a rule's, a lower bound."""
+    exact = (tasks.entities, tasks.questions, tasks.summary, tasks.translation, tasks.reformatting)
+    scored = (tasks.sentiment, tasks.entailment, *exact)
+    found = {m.__name__.rpartition(".")[2]: m.best_score(n, seed) for m in scored}
+    bound = {"next_sentence_lower_bound": tasks.next_sentence.lower_bound(n, seed)}
+    return {name: round(score, 4) for name, score in (found | bound).items()}
+
+
 def report(documents: int = 10_000, training: int = 20_000) -> dict[str, Any]:
     """All figures; `documents` are re-parsed, `training` are what the n-gram models see."""
     return {
@@ -94,6 +104,7 @@ def report(documents: int = 10_000, training: int = 20_000) -> dict[str, Any]:
         "floor": asdict(entropy_floor(min(documents, 5_000))),
         "reparsed": {"documents": documents, "share": reparsed(documents)},
         "ngram_over_floor": ngram_figures(training, max(documents // 10, 10)),
+        "tasks_best_possible": task_figures(max(documents // 5, 10)),
     }
 
 
