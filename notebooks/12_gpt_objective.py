@@ -29,7 +29,9 @@
 # %% tags=["remove-cell"]
 import sys
 
-if "google.colab" in sys.modules:  # installs the course there; elsewhere this cell does nothing
+if (
+    "google.colab" in sys.modules
+):  # installs the course there; elsewhere this cell does nothing
     get_ipython().run_line_magic(
         "pip",
         "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "
@@ -830,7 +832,9 @@ assert bits["words, not spelt"] < full
 
 
 # %%
-def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def next_token_loss(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     ### BEGIN SOLUTION
     outputs, targets = logits[:, :-1], labels[:, 1:]
     counted = targets != -100
