@@ -29,9 +29,8 @@
 # %% tags=["remove-cell"]
 import sys
 
-if (
-    "google.colab" in sys.modules
-):  # installs the course there; elsewhere this cell does nothing
+# On Colab this installs the course; elsewhere it does nothing.
+if "google.colab" in sys.modules:
     get_ipython().run_line_magic(
         "pip",
         "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "

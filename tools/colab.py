@@ -33,7 +33,8 @@ def cell() -> str:
     return f'''\
 import sys
 
-if "google.colab" in sys.modules:  # installs the course there; elsewhere this cell does nothing
+# On Colab this installs the course; elsewhere it does nothing.
+if "google.colab" in sys.modules:
     get_ipython().run_line_magic(
         "pip",
         "install -q --no-deps git+https://github.com/{REPOSITORY}@{TAG} "
