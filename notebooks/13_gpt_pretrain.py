@@ -240,7 +240,7 @@ assert abs(before) < 0.1 < 0.6 < carried(model)
 # --name gpt_start_cpu`). The model, the stories, their order and the settings are the same. Only
 # the first weights differ.
 
-# %% mystnb={"image": {"alt": "Two falling curves of the training loss over 1,000 updates. Both fall alike for the first two hundred. Then the curve of the start that copies keeps falling below the curve of the paper's start, and the distance stays until the end."}}
+# %% mystnb={"image": {"alt": "Two falling curves of the training loss over 1,000 updates. Both fall alike for the first four hundred. Then the curve of the start that copies keeps falling below the curve of the paper's start, and the distance stays until the end."}}
 recorded = load_result("gpt_start_cpu")
 starts = recorded["town"]
 names = {
