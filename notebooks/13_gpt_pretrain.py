@@ -209,9 +209,9 @@ assert abs(start - math.log(len(tokenizer))) < 0.2
 # time the loss does not show that anything is missing.
 #
 # We can break the circle, by a start in which every head already carries what it sees.
-# {cite:t}`trockman2023` found that in trained models the product {math}`W^V W^O` of a head looks
-# like a multiple of the identity matrix. A random product looks like nothing. The method
-# `reset_to_copying` begins with the first kind: {math}`W^O` is the transpose of {math}`W^V`.
+# {cite:t}`trockman2023` found that in trained models of images {math}`W^V W^O` often looks
+# like a multiple of the identity, a negative one. Ours shall be positive: a copy. The method
+# `reset_to_copying` begins with such a product: {math}`W^O` is the transpose of {math}`W^V`.
 
 
 # %%

@@ -137,8 +137,9 @@ class GPT(PretrainedModel):
 
         With those of the paper, attention must first find what to carry, and only then is it of use
         to look at the right place. Here each head begins by carrying over what it sees: $W^O$ is
-        the transpose of $W^V$, so that $W^V W^O$ is near a multiple of the identity (Trockman and
-        Kolter 2023, §3, found this form in trained models). Matrices are $N(0, 1/\sqrt{D})$, and a
+        the transpose of $W^V$, so that $W^V W^O$ is near a multiple of the identity (after Trockman
+        and Kolter 2023, §3: trained vision models come near a negative one, and begin with such a
+        product to advantage). Matrices are $N(0, 1/\sqrt{D})$, and a
         word counts more than its position: $N(0, 0.1)$ and $N(0, 0.002)$.
         """
         # Deviation: GPT-2 starts from reset_parameters().
