@@ -63,6 +63,8 @@ def copy_mathjax(target: Path = VENDOR) -> int:
 
 def build() -> int:
     """Run Jupyter Book; warnings are errors, and every broken reference is reported at once."""
+    # The list of papers follows what all other pages cite, so it is read anew each time.
+    (ROOT / "book" / "references.md").touch()
     program = "from jupyter_book.cli.main import main; main()"
     options = ["build", str(ROOT), "-W", "-n", "--keep-going", "--quiet"]
     code = subprocess.run([sys.executable, "-c", program, *options], cwd=ROOT).returncode
