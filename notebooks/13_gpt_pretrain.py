@@ -31,7 +31,8 @@ if "google.colab" in sys.modules:
     get_ipython().run_line_magic(
         "pip",
         "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "
-        "tyro docstring-parser typeguard jaxtyping wadler-lindig",
+        "tyro docstring-parser typeguard jaxtyping wadler-lindig "
+        "sacrebleu portalocker tabulate colorama ",
     )
 
 # %%

@@ -6,6 +6,8 @@ notebook at its root; the badge opens it there. Students never edit a file that 
 
 from __future__ import annotations
 
+import textwrap
+
 REPOSITORY = "llm-course/llm_course"
 TAG = "v0.1.0"  # the release that Colab installs: raise it together with llm_course.__version__
 STUDENT_BRANCH = "student"
@@ -15,6 +17,7 @@ STUDENT_BRANCH = "student"
 REQUIREMENTS = (
     *("tyro", "docstring-parser", "typeguard"),
     *("jaxtyping", "wadler-lindig"),
+    *("sacrebleu", "portalocker", "tabulate", "colorama"),
 )
 
 BADGE_IMAGE = "../book/_static/colab-badge.svg"
@@ -29,8 +32,9 @@ def badge(stem: str) -> str:
 
 def cell() -> str:
     """The first code cell of every notebook."""
-    requirements = " ".join(REQUIREMENTS)
-    return f'''\
+    lines = textwrap.wrap(" ".join(REQUIREMENTS), 60)
+    requirements = "\n".join(f'        "{line} "' for line in lines)
+    return f"""\
 import sys
 
 # On Colab this installs the course; elsewhere it does nothing.
@@ -38,8 +42,8 @@ if "google.colab" in sys.modules:
     get_ipython().run_line_magic(
         "pip",
         "install -q --no-deps git+https://github.com/{REPOSITORY}@{TAG} "
-        "{requirements}",
-    )'''
+{requirements},
+    )"""
 
 
 def main() -> None:

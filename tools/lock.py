@@ -1,7 +1,7 @@
 """Write requirements.lock from pyproject.toml: `make lock` (needs the network and uv).
 
-The lock has one section for each extra, `book`, `dev` and `teach`; a section holds what the one
-before it does not. Every package carries its hashes, except torch: each platform has its own build
+The lock has one section for each extra, `book`, `dev`, `teach` and `browser`; a section holds what
+the one before it does not. Every package carries its hashes, except torch: each platform has its own build
 of that version, and pip brings the CUDA packages that such a build asks for.
 
 `python tools/lock.py --section book` prints a section and those before it, without torch, for
@@ -53,11 +53,12 @@ def write_lock() -> None:
     def extra(name: str) -> dict[str, str]:
         return compile_pins(TORCH, "pyproject.toml", "--extra", name, "--constraints", "-")
 
-    everything = extra("teach")
+    everything = extra("browser")
     names = {
         "book": {package(pin) for pin in compile_pins("\n".join(book_requirements()), "-")},
         "dev": {package(pin) for pin in extra("dev")},
-        "teach": {package(pin) for pin in everything},
+        "teach": {package(pin) for pin in extra("teach")},
+        "browser": {package(pin) for pin in everything},
     }
     for name, packages in names.items():
         pins = sorted(pin for pin in everything if package(pin) in packages - done)
@@ -79,7 +80,7 @@ def section(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="write or read requirements.lock")
-    parser.add_argument("--section", help="print the pins of book, dev or teach")
+    parser.add_argument("--section", help="print the pins of book, dev, teach or browser")
     parser.add_argument("--torch", action="store_true", help="print the torch requirement")
     arguments = parser.parse_args()
     if arguments.torch:
