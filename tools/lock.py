@@ -1,8 +1,8 @@
 """Write requirements.lock from pyproject.toml: `make lock` (needs the network and uv).
 
 The lock has one section for each extra, `book`, `dev`, `teach` and `browser`; a section holds what
-the one before it does not. Every package carries its hashes, except torch: each platform has its own build
-of that version, and pip brings the CUDA packages that such a build asks for.
+the one before it does not. Every package carries its hashes, except torch: each platform has its
+own build of that version, and pip brings the CUDA packages that such a build asks for.
 
 `python tools/lock.py --section book` prints a section and those before it, without torch, for
 `pip install --require-hashes`; `--torch` prints the torch requirement.
