@@ -85,9 +85,13 @@ PINK, ORANGE = "#CC79A7", "#E69F00"
 #
 # Add it up for one block:
 #
-# $$N_\text{block} = \underbrace{4D^2 + 4D}_\text{attention} +
-# \underbrace{2DF + F + D}_\text{feed-forward} +
-# \underbrace{4D}_\text{norms}$$ (eq-block-parameters)
+# $$
+# \begin{aligned}
+# N_\text{block} ={} & 4D^2 + 4D && \text{attention} \\
+# & + 2DF + F + D && \text{feed-forward} \\
+# & + 4D && \text{norms}
+# \end{aligned}
+# $$ (eq-block-parameters)
 #
 # As a list of shapes, this is the same formula without any algebra:
 
@@ -143,8 +147,9 @@ for part, count in costs.parameter_table(GPTConfig()).items():
 # bias at once, and forgotten biases are frequent.
 #
 # Now the published models. Their configurations stand in the papers: GPT-3's in Table 2.1 of
-# {cite:p}`brown2020`, T5's in section 3.7 of {cite:p}`raffel2020`. The numbers on the right are
-# those that the papers give, in millions and rounded by their authors.
+# {cite:p}`brown2020`, T5's in section 3.7 of {cite:p}`raffel2020`. The column *paper* has the
+# numbers that the papers give, in millions and rounded by their authors, and the last column the
+# difference.
 
 
 # %%
@@ -174,19 +179,18 @@ zoo = {  # configuration, millions of parameters in the paper
     "T5-3B": (t5_config(24, 1024, 32, 16_384, d_head=128), 2800),
     "T5-11B": (T5_11B, 11_000),
 }
-print(f"{'':>10} {'computed':>17} {'paper':>9} {'difference':>11}")
+print(f"{'':>10} {'computed':>15} {'paper':>7}")
 for name, (config, paper) in zoo.items():
     count = costs.count_parameters(config)
     off = count / (paper * 1e6) - 1
-    print(f"{name:>10} {count:17,} {paper:8,}M {off:+10.1%}")
+    print(f"{name:>10} {count:15,} {paper:6}M {off:+6.1%}")
     assert abs(off) < 0.05
 assert abs(costs.count_parameters(GPT3) / 175e9 - 1) < 0.01
 
 # %% [markdown]
-# GPT-3 is within a quarter of a percent. Most of the others agree as well as a rounded number
-# can. T5-large differs by four percent: the weights that were published with this configuration
-# have the number on the left. When a paper and a file disagree, believe the file: it can be
-# counted.
+# GPT-3 is within a quarter of a percent. Most of the others agree as well as a rounded number can.
+# T5-large differs by four percent: the weights that were published with this configuration have
+# the computed number. When a paper and a file disagree, believe the file: it can be counted.
 #
 # Where do the parameters sit?
 
@@ -230,12 +234,12 @@ axes.legend(
 plt.show()
 
 # %%
+print(f"{'':>11} tables attention cross feed-forward")
 for name in shown:
-    row = ", ".join(f"{g} {shares[name, g]:.0%}" for g in groups)
-    print(f"{name:>11}: {row}")
-assert (
-    shares["GPT-3", "tables"] < 0.01 < 0.25 < shares["GPT-2 small", "tables"]
-)
+    row = [f"{shares[name, group]:.0%}" for group in groups]
+    print(f"{name:>11} {row[0]:>6} {row[1]:>9} {row[2]:>5} {row[3]:>12}")
+assert shares["GPT-3", "tables"] < 0.01
+assert shares["GPT-2 small", "tables"] > 0.25
 ratio = shares["GPT-3", "feed-forward"] / shares["GPT-3", "attention"]
 assert abs(ratio - 2) < 0.01
 
@@ -262,7 +266,8 @@ for name in ("GPT-3", "GPT-2 XL", "GPT-2 small"):
         )
     assert rough == by_loop
     exact = costs.count_parameters(config)
-    print(f"{name:>11}: {rough:15,} of {exact:15,}: {rough / exact:.1%}")
+    millions = f"{rough / 1e6:,.0f}M of {exact / 1e6:,.0f}M"
+    print(f"{name:>11}: {millions}, {rough / exact:.1%}")
 assert rough / exact < 0.7  # the control: the rule fails for a small model
 
 # %% [markdown]
@@ -278,7 +283,7 @@ assert rough / exact < 0.7  # the control: the rule fails for a small model
 # of an {math}`n \times a` matrix and an {math}`a \times b` matrix has {math}`nb` results, and
 # each result is a sum of {math}`a` products:
 #
-# $$\text{FLOPs of a matrix product} = 2 \, n \, a \, b$$ (eq-matmul-flops)
+# $$\text{FLOPs} = 2 \, n \, a \, b$$ (eq-matmul-flops)
 #
 # The factor 2 counts the multiplication and the addition. We count with three loops, and PyTorch
 # counts with its own counter:
@@ -317,10 +322,16 @@ print(f"{loops} FLOPs for a product of 5 x 7 and 7 x 3")
 # compares each position with each other one. Per block, these are two products of {math}`T \times
 # D` and {math}`D \times T` numbers, {math}`4T^2D` operations together. The sum is
 #
-# $$\text{FLOPs}(T) = n_\text{layers} \bigl(\underbrace{8TD^2}_\text{projections} +
-# \underbrace{4T^2D}_\text{attention} +
-# \underbrace{4TDF}_\text{feed-forward}\bigr) +
-# \underbrace{2TDV}_\text{head}$$ (eq-forward-flops)
+# $$
+# \begin{aligned}
+# \text{FLOPs} ={} & n_\text{layers} \cdot 8TD^2 && \text{projections} \\
+# & + n_\text{layers} \cdot 4T^2D && \text{attention} \\
+# & + n_\text{layers} \cdot 4TDF && \text{feed-forward} \\
+# & + 2TDV && \text{head}
+# \end{aligned}
+# $$ (eq-forward-flops)
+#
+# The *projections* are the products with {math}`W^Q, W^K, W^V` and {math}`W^O`.
 #
 # Softmax, normalisations and biases are left out: each number that a product returns has cost
 # {math}`2D` operations or more, and they add a handful. All pairs of positions are counted, also
@@ -363,7 +374,8 @@ total = sum(parts.values())
 assert total == plain_forward_flops(2, 16, 64, 50, 12)
 assert total == forward.get_total_flops()
 assert total - parts["attention"] != forward.get_total_flops()
-print("forward: ", {part: f"{count:,}" for part, count in parts.items()})
+for part, count in parts.items():
+    print(f"{part:>13} {count:8,}")
 print(f"backward is {backward.get_total_flops() / total:.1f} times as much")
 
 # %% [markdown]
@@ -416,9 +428,10 @@ plain = 0
 for _token in range(tokens):
     plain += 2 * n + 4 * n  # forward and backward, each token
 assert plain == costs.six_nd(n, tokens)
+print("exact / 6ND at T = 1,024 and 131,072")
 for name, curve in curves.items():
     at = dict(zip(lengths, curve))
-    print(f"{name:>11}: {at[1024]:.2f} at 1,024, {at[131_072]:.2f} at 131,072")
+    print(f"{name:>11}: {at[1024]:.2f} and {at[131_072]:.2f}")
 at_2048 = curves["GPT-3"][lengths.index(2048)]
 print(f"GPT-3 at its 2,048 tokens: {at_2048:.3f}")
 assert abs(at_2048 - 1) < 0.03
@@ -440,35 +453,27 @@ assert curves["GPT-2 small"][-1] > 5  # the control: here 6ND is wrong
 # have done in the same time.
 #
 # How large is it here? You will hardly know the peak of the machine that runs this notebook, so
-# we measure one: the speed of the fastest of several products of large matrices, on one core.
-# Then we multiply fewer and fewer rows with the same matrix of 1024 × 1024 weights, and see what
-# share of that speed is left.
+# we measure. We multiply 1 to 512 rows with the same matrix of 1024 × 1024 weights, on one core
+# and in 32-bit numbers, and call the fastest of these products the peak. What share of it is left
+# when there are few rows?
 
 
 # %% tags=["covers-C4"]
-def best_seconds(run, repeats: int = 12) -> float:
-    """The shortest of several runs: other programs only make it longer."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def flops_per_second(rows: int, least: float = 0.15) -> float:
+    """Multiply for a while; count the processor's time, not the clock's."""
+    x = torch.randn(rows, 1024, generator=generator)
+    x @ w  # the first call is slower
+    calls, start, spent = 0, time.process_time(), 0.0
+    while spent < least:
+        x @ w
+        calls += 1
+        spent = time.process_time() - start
+    return calls * 2 * rows * 1024 * 1024 / spent
 
 
 w = torch.randn(1024, 1024, generator=generator)
 rows_tried = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-speeds = []
-for rows in rows_tried:
-    x = torch.randn(rows, 1024, generator=generator)
-    calls = max(1, 64 // rows)  # short runs are repeated inside
-
-    def run(x=x, calls=calls):
-        for _ in range(calls):
-            x @ w
-
-    flops = calls * 2 * rows * 1024 * 1024
-    speeds.append(flops / best_seconds(run))
+speeds = [flops_per_second(rows) for rows in rows_tried]
 peak = max(speeds)
 with measured():
     print(f"fastest product: {peak / 1e9:.0f} GFLOP/s on one core")
@@ -507,8 +512,10 @@ plt.show()
 # there are two limits, and the time is at least the larger one. This is called the **roofline
 # model** {cite:p}`williams2009`:
 #
-# $$\text{seconds} \;\ge\; \max\Bigl(\frac{\text{FLOPs}}{\text{peak FLOP/s}},\;
-# \frac{\text{bytes moved}}{\text{bytes per second}}\Bigr)$$ (eq-roofline)
+# $$t \;\ge\; \max\Bigl(\frac{\text{FLOPs}}{\text{peak}},\;
+# \frac{\text{bytes}}{\text{bandwidth}}\Bigr)$$ (eq-roofline)
+#
+# The *bandwidth* is the number of bytes that come from memory in a second.
 #
 # Remember the left end of this curve. A model that writes a text does exactly this: it multiplies
 # one row, the newest token, with all its weights. We come back to it under C4.
@@ -546,8 +553,12 @@ assert bound.compute != bound.seconds  # here the other limit counts
 #
 # Everything is there for a price. The hours of all devices together are
 #
-# $$\text{device-hours} = \frac{C}{\text{peak} \cdot \text{MFU} \cdot 3600}, \qquad
-# \text{money} = \text{device-hours} \cdot \text{price}$$ (eq-device-hours)
+# $$
+# \begin{aligned}
+# \text{hours} &= \frac{C}{\text{peak} \cdot \text{MFU} \cdot 3600} \\
+# \text{money} &= \text{hours} \cdot \text{price}
+# \end{aligned}
+# $$ (eq-device-hours)
 #
 # Two of these numbers are **assumptions**, and they stand in the cell as variables: change them
 # and run it again. The price is what an hour of an A100 may cost when you rent it; offers differ
@@ -576,15 +587,13 @@ runs = {  # FLOPs of the whole training
     "Llama 2 7B": costs.six_nd(LLAMA, 2e12),
     "GPT-3": costs.training_flops(GPT3, round(300e9 / 2048), 2048),
 }
-print(f"{'':>11} {'FLOPs':>8} {'A100-hours':>11} {'dollars':>11}")
+print(f"{'':>11} {'FLOPs':>7} {'hours':>8} {'dollars':>10}")
 plans = {}
 for name, flops in runs.items():
     plan = costs.training_cost(flops, A100, mfu=MFU, price=PRICE)
     plans[name] = plan
-    print(
-        f"{name:>11} {flops:8.1e} {plan.device_hours:11,.0f} "
-        f"{plan.money:11,.0f}"
-    )
+    row = f"{flops:7.1e} {plan.device_hours:8,.0f} {plan.money:10,.0f}"
+    print(f"{name:>11} {row}")
     by_hand = flops / (A100.flops * MFU) / 3600
     assert abs(by_hand / plan.device_hours - 1) < 1e-10
 ratio = plans["GPT-3"].money / plans["BERT-base"].money
@@ -971,10 +980,12 @@ axes.legend(fontsize=8, loc="upper left")
 plt.show()
 
 # %%
+print(f"{'':>12} {'GB':>6} weights optimizer activations")
 for name, parts in memory.items():
     whole = sum(parts.values())
-    row = ", ".join(f"{p} {b / whole:.0%}" for p, b in parts.items())
-    print(f"{name:>12}: {whole / 1e9:7,.0f} GB: {row}")
+    row = [f"{part / whole:.0%}" for part in parts.values()]
+    sizes = f"{whole / 1e9:6,.0f} {row[0]:>7} {row[1]:>9} {row[2]:>11}"
+    print(f"{name:>12} {sizes}")
 gpt3 = sum(costs.training_bytes(GPT3).values())
 print(f"GPT-3 without activations: {gpt3 / A100.memory:.0f} A100s")
 assert sum(memory["GPT-2 small"].values()) < A100.memory
@@ -995,8 +1006,10 @@ assert gpt3 > 30 * A100.memory
 # block. To compute them again for each new token would be a waste, so they are kept in the **KV
 # cache**:
 #
-# $$\text{cache bytes} = 2 \cdot n_\text{layers} \cdot D \cdot T \cdot \text{rows} \cdot
-# \text{bytes per number}$$ (eq-kv-cache)
+# $$\text{bytes} = 2 \cdot n_\text{layers} \cdot D \cdot T \cdot R \cdot b$$ (eq-kv-cache)
+#
+# for {math}`R` rows of {math}`T` tokens, with {math}`b` bytes for a number. The 2 stands for key and
+# value.
 
 # %% tags=["covers-C4"]
 real = GPT(small).new_cache(3, 10)  # 3 rows, room for 10 tokens, fp32
@@ -1030,8 +1043,12 @@ assert int(users) < 40
 # operations; this is the left end of the curve that you measured. The two sides of the roofline
 # {eq}`eq-roofline` for a batch of {math}`R` rows:
 #
-# $$t_\text{compute} = \frac{R\,(2N + 4\,n_\text{layers} T D)}{\text{peak}}, \qquad
-# t_\text{bandwidth} = \frac{2N + R \cdot \text{cache}(T)}{\text{bandwidth}}$$ (eq-decode)
+# $$
+# \begin{aligned}
+# t_\text{compute} &= \frac{R\,(2N + 4\,n_\text{layers} T D)}{\text{peak}} \\
+# t_\text{bandwidth} &= \frac{2N + R \cdot \text{cache}(T)}{\text{bandwidth}}
+# \end{aligned}
+# $$ (eq-decode)
 #
 # (In the second fraction, 2 is the bytes of a 16-bit weight.)
 
