@@ -259,6 +259,7 @@ with measured():
 assert results["pretrained", 8][0] > results["from scratch", 8][0] + 0.15
 assert results["pretrained", 8][0] > results["wrong words", 8][0] + 0.1
 assert results["pretrained", 8][0] > results["from scratch", 32][0] - 0.1
+assert results["wrong words", 8][0] < results["from scratch", 8][0] + 0.05
 assert results["pretrained", 8][1] > 0.35
 assert results["from scratch", 8][1] < 0.25
 
@@ -285,10 +286,10 @@ axes.plot(
 )
 axes.set_xscale("log", base=2)
 axes.set_xticks((2, 8, 32), ("2", "8", "32"))
-axes.set_ylim(0, 1)
 axes.set_xlabel("labelled stories")
 axes.set_ylabel("F1 on other stories")
-axes.legend(fontsize=8)
+axes.legend(fontsize=8, loc="upper left")
+axes.set_ylim(0, 1.15)
 plt.show()
 
 # %% [markdown]
@@ -302,7 +303,9 @@ plt.show()
 # with it do the work of many without it. The last column of the table says where the gain
 # comes from. In fine-tuning a model learns that "Norna" is a person. The pretrained model has moved
 # the vectors of words that are used alike near to each other, so it has learnt something about
-# the other names too. The control confirms it: with the wrong vectors, most of the gain is gone.
+# the other names too. The control confirms it: with
+# the wrong vectors nothing of the gain is left. It is even below the model from scratch, because the matrices
+# rely on vectors that now belong to other words.
 #
 # The gain has a price. Pretraining took ten times as many steps as fine-tuning, on 4,000 stories. It is
 # paid once, and the same weights can then serve for many tasks.
@@ -330,8 +333,8 @@ plt.show()
 # {cite:p}`devlin2019`. (It sometimes puts another word in place of `[MASK]`; chapter 09 tells why.)
 
 # %% tags=["covers-K2"]
-sentence = (
-    "Marton served some bread and put some nectar on the table .".split()
+sentence = tokenize(
+    "Marton served some bread and put some nectar on the table."
 )
 n = len(sentence)
 hidden = (3, 9)  # 15 % of 12 words are 1.8
@@ -339,8 +342,10 @@ assert len(hidden) == round(0.15 * n)
 
 print("autoregressive: the words before -> the next one")
 for i, word in enumerate(sentence):
-    seen = " ".join(["<bos>", *sentence[:i]])
-    print(f"{seen[-44:]:>46} -> {word}")
+    seen = ["<bos>", *sentence[:i]]
+    if len(seen) > 6:
+        seen = ["…", *seen[-6:]]
+    print(f"{' '.join(seen):>34} -> {word}")
 print("\nautoencoding: all words that are not hidden -> the hidden ones")
 damaged = ["[MASK]" if i in hidden else w for i, w in enumerate(sentence)]
 print(f"  {' '.join(damaged)}")
@@ -349,7 +354,7 @@ for i in hidden:
 print(f"\npredictions: {n} and {len(hidden)} of {n} words")
 
 # %% [markdown]
-# (Long contexts are cut on the left, so that they fit on the page.) The autoregressive way makes one
+# (Long contexts are cut on the left, at "…", so that they fit on the page. The model sees all of it.) The autoregressive way makes one
 # prediction for each word, the autoencoding way one for each hidden word: {math}`n` against
 # {math}`0.15\,n`. This is why an autoencoding model needs more text, or more passes over the
 # same text, to get the same number of signals. Why not hide more? Each hidden word is also missing
@@ -628,28 +633,29 @@ for name, change in moved.items():
 assert not torch.equal(moved["encoder"] != 0, masks["decoder"])
 
 # %%
-#| alt: Two rows of four square matrices, in the columns BERT, GPT, T5, and BERT with a prefix mask. The upper
-#|   row shows the four masks. The lower row shows on a logarithmic colour scale how much each output
-#|   moved. In each column the filled fields of the lower matrix are those of the upper one, and all
-#|   other fields are empty. On the diagonal most fields are brighter than beside it.
-#| caption: Above: the mask. Below: what moved in the model when one token was changed.
+#| alt: Four rows of two square matrices: BERT, GPT, T5, and BERT with a prefix mask. On the left is the
+#|   mask. On the right a logarithmic colour scale shows how much each output moved. In each row the filled
+#|   fields on the right are those on the left, and all others are empty. In both matrices of BERT and in
+#|   that of GPT the diagonal is much brighter than the other fields. In that of T5 all filled fields are bright.
+#| caption: Left the mask. Right what moved in the model when one token was changed.
 #| name: fig-02-moved
-figure, grid = plt.subplots(2, 4, figsize=(9, 5), layout="constrained")
-for axes, (name, mask) in zip(grid[0], masks.items()):
-    draw(axes, mask, name, cut=name in ("encoder-decoder", "prefix LM"))
-for axes, (name, change) in zip(grid[1], moved.items()):
+figure, grid = plt.subplots(4, 2, figsize=(5.6, 9.6), layout="constrained")
+for (left, right), (name, change) in zip(grid, moved.items()):
+    cut = name in ("encoder-decoder", "prefix LM")
+    draw(left, masks[name], f"{name}: mask", cut=cut)
+    left.set_ylabel("query")
     shown = change.masked_fill(change == 0, float("nan"))
     scale = LogNorm(1e-5, 1)
-    image = axes.pcolormesh(shown, cmap="cividis", norm=scale, ec="#999999")
-    axes.set_aspect("equal")
-    axes.invert_yaxis()
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(f"{models[name]}, measured", fontsize=11)
-    axes.set_xlabel("changed token")
-grid[0, 0].set_ylabel("query (looks)")
-grid[1, 0].set_ylabel("output that moved")
-figure.colorbar(image, ax=grid[1], label="largest change")
+    image = right.pcolormesh(shown, cmap="cividis", norm=scale, ec="#999999")
+    right.set_aspect("equal")
+    right.invert_yaxis()
+    right.set_xticks([])
+    right.set_yticks([])
+    right.set_title(f"{models[name]}: measured", fontsize=11)
+    right.set_ylabel("output that moved")
+grid[-1, 0].set_xlabel("key")
+grid[-1, 1].set_xlabel("changed token")
+figure.colorbar(image, ax=grid, label="largest change", shrink=0.5)
 plt.show()
 
 # %% [markdown]
@@ -658,6 +664,10 @@ plt.show()
 # moves: not a small change, but zero. (A forbidden key has the weight {math}`e^{-\infty} = 0`.) In T5
 # a change of the source moves every output: all states of the encoder and all logits of the decoder. A
 # change of a target token moves no state of the encoder and no logit before it.
+#
+# The brightness depends on the weights, and not on the mask. BERT and GPT begin with small weights, so a token
+# moves its own output most. T5 begins with larger ones, and everything that may move moves far. Training
+# changes the colours. It cannot fill an empty field.
 #
 # The last column has the weights of BERT. We changed its mask and nothing else, and it became a model
 # of another family. But a mask does not change what the weights have learnt: a trained BERT has never
@@ -717,7 +727,7 @@ for layers in (1, 2, 4):
     assert torch.equal(reached[layers], plain_reach(window, layers))
     back = reached[layers][-1].sum() - 1
     assert back == min(layers * (WIDTH - 1), LENGTH - 1)
-    print(f"{layers} layers: the last output sees {back} positions back")
+    print(f"layers: {layers}. The last output sees {back} positions back.")
 for name in masks:  # the four families do not grow with depth
     assert torch.equal(reach_of(masks[name], 12), masks[name])
 assert not torch.equal(reach_of(window, 2), window)
@@ -726,7 +736,7 @@ assert not torch.equal(reach_of(window, 2), window)
 #| alt: Three square matrices of twelve rows and twelve columns. With one layer, a band of three fields along and
 #|   below the diagonal is filled. With two layers the band is five fields wide, with four layers nine
 #|   fields. The fields above the diagonal are empty in all three.
-figure, grid = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
+figure, grid = plt.subplots(1, 3, figsize=(7.5, 3), layout="constrained")
 for axes, (layers, seen) in zip(grid, reached.items()):
     draw(axes, seen, f"{layers} layer{'s' * (layers > 1)}", cut=False)
     axes.set_xlabel("changed token")

@@ -267,7 +267,7 @@ def test_a_pretrained_model_needs_fewer_labels_because_of_what_it_knows_about_wo
     sizes: dict[str, Any] = {"vocab_size": len(names), "n_positions": LENGTH, "dropout": 0.0}
     scratch = GPT(GPTConfig(n_layers=1, d_model=64, n_heads=4, **sizes))
     pretrained = copy.deepcopy(scratch)
-    settings = TrainConfig(max_steps=250, lr=4e-3, warmup_steps=20, device="cpu")
+    settings = TrainConfig(max_steps=200, lr=4e-3, warmup_steps=20, device="cpu")
     for _ in train(pretrained, Rows(), causal_loss_fn, settings):
         pass
     wrong_words = copy.deepcopy(pretrained)
