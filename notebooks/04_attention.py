@@ -73,7 +73,9 @@ gaps = []
 for place, word in enumerate(words[first + 1 :], start=first + 1):
     if word.lower() in ("he", "his", "him", person.lower()):
         gaps.append(place - first)
-        print(f"{word:>7} at word {place:2d}: {gaps[-1]:2d} words after the first")
+        print(
+            f"{word:>7} at word {place:2d}: {gaps[-1]:2d} words after the first"
+        )
 assert max(gaps) > 40
 
 # %% [markdown]
@@ -243,7 +245,9 @@ corners = torch.cat([values, values[:1]])
 axes.plot(corners[:, 0], corners[:, 1], color="#999999", lw=1)
 axes.plot(path[:, 0], path[:, 1], color="#0072B2", lw=2)
 for i, shift in enumerate([(8, -4), (6, 8), (-20, 8)]):
-    axes.annotate(f"value {i + 1}", values[i], shift, textcoords="offset points")
+    axes.annotate(
+        f"value {i + 1}", values[i], shift, textcoords="offset points"
+    )
 for name, point in (("query × 0", path[0]), ("query × 1", output)):
     axes.plot(*point, "o", color="#D55E00")
     axes.annotate(name, point, (-62, -4), textcoords="offset points")
@@ -310,18 +314,18 @@ def matrix_attention(
 
 
 # %% [markdown]
-# The package has the formula in two functions, so that the weights can also be looked at:
+# The package has the formula in two functions, so that the weights can also be looked at. `attention_weights`
+# is the softmax; the section about masks shows its code. `attention` multiplies the weights with the values:
 
 # %%
-print(inspect.getsource(inspect.unwrap(attention_weights)))
 print(inspect.getsource(inspect.unwrap(attention)))
 
 # %% [markdown]
-# The lines about `mask` and `empty` belong to the section about masks. A fourth form,
-# `fused_attention`, calls a **fused kernel**: one program that goes from {math}`Q`, {math}`K` and
+# A fourth form, `fused_attention`, calls a **fused kernel**: one program that goes from {math}`Q`, {math}`K` and
 # {math}`V` to the result, and never writes the matrix of weights into memory. The models of this
 # course call that one. All four must agree, in 64-bit numbers, to {math}`10^{-10}`. Two wrong
 # versions must not: one without the factor, and one with the softmax over the wrong axis.
+
 
 # %% tags=["covers-F1"]
 def draw(*shape: int) -> torch.Tensor:
@@ -433,7 +437,9 @@ for d_k in (4, 16, 64, 256):
     drawn[d_k] = (draw(20_000, d_k) * draw(20_000, d_k)).sum(dim=1)
     variance = drawn[d_k].var().item()
     scaled = (drawn[d_k] / math.sqrt(d_k)).var().item()
-    print(f"d_k = {d_k:3d}: variance {variance:6.1f}, after division {scaled:.2f}")
+    print(
+        f"d_k = {d_k:3d}: variance {variance:6.1f}, after division {scaled:.2f}"
+    )
     assert abs(scaled - 1) < 0.1
 
 # %%
@@ -632,8 +638,8 @@ allowed = torch.tensor([True, True, False])
 early = scores.masked_fill(~allowed, -torch.inf).softmax(dim=0)
 late = scores.softmax(dim=0) * allowed
 print("mask before:          ", [f"{weight:.2f}" for weight in early])
-print("after, then divided:  ", (late / late.sum()).tolist())
 assert (late / late.sum()).isnan().all()
+print("after, then divided:   all NaN")
 scores[2] = 3.0  # a harmless forbidden score
 late = scores.softmax(dim=0) * allowed
 assert torch.allclose(late / late.sum(), early)
@@ -669,9 +675,15 @@ for name, form in (("careless", careless), ("package", attention)):
 
 # %% [markdown]
 # The careless version spoils all 64 gradients, although the loss does not use the row. The package's
-# function returns zero for a row without any key, and so does the fused kernel. This is what the lines
-# about `empty` do: the scores of such a row are replaced *before* the softmax, so that NaN never
-# exists.
+# function returns zero for a row without any key, and so does the fused kernel. Here is the code of the
+# weights:
+#
+# ```{literalinclude} ../llm_course/models/layers.py
+# :pyobject: attention_weights
+# ```
+#
+# The last three lines are about empty rows. The scores of such a row are replaced by zeros *before* the
+# softmax, so that NaN never exists, and its weights are set to zero afterwards.
 
 # %% [markdown]
 # ## Order does not exist
@@ -693,7 +705,9 @@ def self_attention(x: torch.Tensor, mask=None) -> torch.Tensor:
 
 
 same = self_attention(x[turned])[1] - self_attention(x)[1]
-assert (self_attention(x[turned]) - self_attention(x)[turned]).abs().max() < 1e-10
+assert (
+    self_attention(x[turned]) - self_attention(x)[turned]
+).abs().max() < 1e-10
 causal = causal_mask(3, 3)
 differs = self_attention(x[turned], causal)[1] - self_attention(x, causal)[1]
 assert same.abs().max() < 1e-10
@@ -739,7 +753,9 @@ for shape in ((5, 5, 4, 4), (10, 10, 4, 4), (3, 7, 4, 2)):
     with FlopCounterMode(display=False) as counter:
         attention(draw(n_queries, d_k), draw(n_keys, d_k), draw(n_keys, d_v))
     formula = n_queries * n_keys * (d_k + d_v)
-    assert counted_attention(*shape) == counter.get_total_flops() // 2 == formula
+    assert (
+        counted_attention(*shape) == counter.get_total_flops() // 2 == formula
+    )
     assert formula != n_queries * n_keys * d_k  # a count without the values
     print(f"T = {n_queries:2d}, S = {n_keys:2d}: {formula} multiply-adds")
 
@@ -798,7 +814,9 @@ with measured():
             numbers += [memory[f][i] / 1e6, times[f][i] * 1e3]
         print(f"{t:4d} {numbers[0]:11.1f} {numbers[1]:6.1f}", end="")
         print(f" {numbers[2]:11.1f} {numbers[3]:6.1f}")
-    print(f"twice the length: {growth['plain']:.2f} times the memory,", end=" ")
+    print(
+        f"twice the length: {growth['plain']:.2f} times the memory,", end=" "
+    )
     print(f"fused {growth['fused']:.2f} times")
     print(f"4 times the length: {slower:.1f} times as slow")
 assert 3.5 < growth["plain"] < 4.5
@@ -851,10 +869,12 @@ plt.show()
 # table with a learnt vector for each word.) For a question, the job is a special word "?".
 
 # %%
-people = "Marken Tamton Dalna Eltor Edna Zanton Halna Luton".split()
-people += "Colton Wildy Belton Marla Elbur Wilna Halvin Marric".split()
-jobs = "baker teacher nurse chef writer doctor florist fisher".split()
-jobs += "artist singer driver sailor tailor farmer painter judge".split()
+people = ["Marken", "Tamton", "Dalna", "Eltor", "Edna", "Zanton"]
+people += ["Halna", "Luton", "Colton", "Wildy", "Belton"]
+people += ["Marla", "Elbur", "Wilna", "Halvin", "Marric"]
+jobs = ["baker", "teacher", "nurse", "chef", "writer", "doctor"]
+jobs += ["florist", "fisher", "artist", "singer", "driver"]
+jobs += ["sailor", "tailor", "farmer", "painter", "judge"]
 FACTS, QUESTIONS, ASK = 8, 4, len(jobs)
 
 
@@ -1016,7 +1036,9 @@ attention_view(maps, tokens, title="Each question looks for its fact")
 #|   questions. In each of the last four rows, the questions, one square is dark blue: the fact
 #|   about the same person. All other squares of these rows are nearly white. Above, the facts have a
 #|   dark or medium square on the diagonal, some also a second one at a question about their person.
-figure = plot_attention(maps, tokens, layer=0, head=0, title="Facts and questions")
+figure = plot_attention(
+    maps, tokens, layer=0, head=0, title="Facts and questions"
+)
 plt.show()
 
 # %% [markdown]
