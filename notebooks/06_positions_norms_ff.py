@@ -91,8 +91,8 @@ with torch.no_grad():
     moved = layer(x[:, order] + place) - layer(x + place)[:, order]
 assert difference < 1e-12
 assert moved.abs().max() > 0.1
-print(f"without positions: below 1e-12: {difference < 1e-12}")
-print(f"with positions: {moved.abs().max():.2f}")
+print("without positions: below 1e-12")
+print(f"with positions:    {moved.abs().max():.2f}")
 
 # %% [markdown]
 # The first difference is only rounding. The second is as large as the outputs themselves.
@@ -210,7 +210,7 @@ def who_called(model: BERT, rows: torch.Tensor) -> torch.Tensor:
     return model.mlm_head(model.hidden(rows)[:, 2])
 
 
-def learn_order(positions: bool, steps: int = 300) -> tuple[list, BERT]:
+def learn_order(positions: bool, steps: int = 400) -> tuple[list, BERT]:
     model = new_bert(positions=positions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     draw = torch.Generator().manual_seed(0)
@@ -247,9 +247,9 @@ assert order_scores[False][1] > math.log(2) - 1e-6
 assert order_scores[True][1] < 0.2
 
 # %%
-#| alt: Two loss curves over 300 steps on a logarithmic axis and a dashed line at log 2. Both begin
-#|   near 3.5. The curve with positions falls to about 0.01. The curve without positions falls
-#|   more slowly, comes down to the dashed line and stays close to it.
+#| alt: Two loss curves over 400 steps on a logarithmic axis and a dashed line at log 2. Both begin
+#|   near 3.5. The curve with positions falls below the line within 100 steps and ends below
+#|   0.01. The curve without positions comes down to about 1, becomes flat, and stays above the line.
 figure, axes = plt.subplots(figsize=(6.4, 3.4))
 axes.plot(order_losses[True], color=BLUE, label="with positions")
 axes.plot(order_losses[False], color=RED, label="without positions")
@@ -268,8 +268,9 @@ plt.show()
 # the loss stays above {math}`\log 2 = 0.69`.
 # ```
 #
-# Without positions the model learns as much as a bag of words contains: one of the two people must
-# be the answer. It cannot learn which one.
+# The model without positions learns what a bag of words contains: one of the two people must be the
+# answer. Which one, it cannot learn. On new pairs its loss is well above {math}`\log 2`, because it is
+# sometimes sure of the wrong person.
 #
 # A causal mask changes this a little. In a GPT a position sees only the positions before it, so the
 # *number* of things it sees depends on where it stands. Is this enough to know the order? We set the
@@ -451,8 +452,9 @@ print(f"distance 0: {products[0, 0]:.2f}, distance 7: {products[3, 10]:.2f}")
 
 # %%
 #| alt: Curve of the dot product of two rows of the table against their distance from minus 49 to
-#|   plus 49. It is symmetric. At distance 0 it has its peak of 32, falls steeply to below 20 at
-#|   a distance of about 7, and then goes down slowly with small waves to about 12.
+#|   plus 49. It is symmetric. At distance 0 it has its peak of 32. It falls steeply to below 24 at
+#|   a distance of 7 and to below 20 at 15. Further out it goes up and down in waves between 15
+#|   and 20.
 figure, axes = plt.subplots(figsize=(6.4, 3.2))
 axes.plot(range(-49, 50), products[49, :99], color=BLUE)
 axes.set_xlabel("distance k")
@@ -463,7 +465,9 @@ plt.show()
 
 # %% [markdown]
 # The peak is {math}`D/2 = 32`, the dot product of a row with itself. Near positions have similar
-# rows, far ones less. This is a good start for a model of language, where near words matter most.
+# rows, far ones less. The curve has waves, because the fast hands come around again: among far positions
+# the product does not tell which is farther. For near ones it does, and in language near words matter
+# most.
 #
 # One detail is easy to forget. The table has numbers of the size 1, and the embeddings of the
 # package's Transformer begin with numbers of the size {math}`1/\sqrt{D}`. If both were simply added,
@@ -572,13 +576,10 @@ with torch.no_grad():
     y = ff(x)
     no_relu = ff.w_2(ff.w_1(x))
 for t in range(6):
-    expected = torch.tensor(plain_ff(x[0, t].tolist(), *numbers))
-    assert (y[0, t] - expected).abs().max() < 1e-6
-    exact = torch.tensor(
-        plain_ff(x[0, t].tolist(), *numbers), dtype=torch.float64
-    )
-    assert (y[0, t] - exact).abs().max() < 1e-10
-    assert (no_relu[0, t] - exact).abs().max() > 0.01
+    by_loops = plain_ff(x[0, t].tolist(), *numbers)
+    by_loops = torch.tensor(by_loops, dtype=torch.float64)
+    assert (y[0, t] - by_loops).abs().max() < 1e-10
+    assert (no_relu[0, t] - by_loops).abs().max() > 0.01
 print("six positions: loops and layer agree; without ReLU they do not")
 
 # %% [markdown]
@@ -616,8 +617,8 @@ for name, model in tables.items():
     stack = sum(p.numel() for b in model.blocks() for p in b.parameters())
     inner = sum(p.numel() for b in model.blocks() for p in b.ff.parameters())
     assert 0.66 < inner / stack < 0.67
-    print(f"{name:>9}: {inner:,} in feed-forward layers, that is")
-    print(f"{inner / stack:22.1%} of the blocks, {inner / total:.1%} of all")
+    print(f"{name:>9}: {inner:,} parameters in feed-forward layers,")
+    print(f"{inner / stack:16.1%} of the blocks, {inner / total:.1%} of all")
 
 # %% [markdown]
 # ## The residual sum
@@ -669,8 +670,10 @@ for residual in (True, False):
         gradients.append((x.grad.norm() / direction.norm()).item())
         sizes.append((y.norm() / x.norm()).item())
     chains[residual] = gradients, sizes
-print(f"after 24 layers: gradient {chains[True][0][-1]:.0f} times with the")
-print(f"sum, {chains[False][0][-1]:.0e} without")
+print("after 24 layers, relative to the input")
+for residual, name in ((True, "with the sum"), (False, "without")):
+    gradient, size = chains[residual][0][-1], chains[residual][1][-1]
+    print(f"{name:>12}: gradient {gradient:.2g}, output {size:.2g}")
 assert chains[True][0][-1] > 10
 assert chains[False][0][-1] < 1e-5
 
@@ -797,7 +800,7 @@ assert off > 0.01
 # %%
 #| alt: Three curves of the output's standard deviation against that of the input, from 10 to the
 #|   minus 8 to 1 on a logarithmic axis. All go from 0 up to 1 in an S-shape. The curve of epsilon
-#|   1e-5 inside the root rises near 0.003. The curve of epsilon 1e-5 outside the root rises near
+#|   1e-5 inside the root rises near 0.002. The curve of epsilon 1e-5 outside the root rises near
 #|   0.00001. The curve of epsilon 1e-12 inside the root, which BERT has, rises near 0.000001.
 scales = torch.logspace(-8, 0, 161, dtype=torch.float64)
 vector = random_numbers(256)
@@ -995,13 +998,16 @@ assert deep_pre["alike"][-1] < 0.95
 assert deep_pre["size"][0] > 2 * found[2, "pre-norm"]["size"][0]
 
 # %%
-#| alt: Three panels for a stack of 24 blocks, against the block. On the left the gradient of the
-#|   feed-forward weights: post-norm rises slowly from 0.2 to 0.8, pre-norm falls from 0.4 to 0.1. In
-#|   the middle the gradient of the queries on a logarithmic axis: post-norm falls in a straight line
-#|   to below 10 to the minus 6, pre-norm only to about 0.005. On the right how alike the positions
-#|   are: without the sum they are 1 after three blocks, with post-norm they reach 1 near block
-#|   12, and with pre-norm they end below 0.9.
-figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), layout="constrained")
+#| alt: Three panels, one above the other, for a stack of 24 blocks, against the block. At the top
+#|   the gradient of the feed-forward weights: post-norm goes up and down between 0.5 and 1.1 without a
+#|   trend after block 6, pre-norm falls from 0.55 to 0.15. In the middle the gradient of the queries on a
+#|   logarithmic axis: post-norm falls nearly in a straight line from 0.2 to below 10 to the minus
+#|   5, pre-norm only to about 0.01. At the bottom how alike the positions are: without the sum they
+#|   are close to 1 from the second block on, with post-norm they come close to 1 near block 12, and with pre-norm they
+#|   end below 0.9.
+figure, axes = plt.subplots(
+    3, 1, figsize=(6.4, 8), sharex=True, layout="constrained"
+)
 colors = {"post-norm": RED, "pre-norm": BLUE, "no sum": "#777777"}
 blocks = range(1, 25)
 for name in ("post-norm", "pre-norm"):
@@ -1011,26 +1017,26 @@ for name in ("post-norm", "pre-norm"):
         )
 for name, color in colors.items():
     axes[2].plot(blocks, found[24, name]["alike"], color=color, label=name)
-axes[0].set(title="gradient: feed-forward", ylim=(0, None))
-axes[1].set(title="gradient: queries", yscale="log")
-axes[2].set(title="how alike positions are", ylim=(0, 1.05))
+axes[0].set(title="gradient of the feed-forward weights", ylim=(0, None))
+axes[1].set(title="gradient of the queries", yscale="log")
+axes[2].set(title="how alike positions are", ylim=(0, 1.05), xlabel="block")
 for panel in axes:
-    panel.set_xlabel("block")
     panel.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Begin on the left. In post-norm the last blocks have the largest gradients, and in the table their
-# size does not shrink when the stack becomes deeper. In pre-norm it does. The reason is in the
-# last column of the table: the stream of pre-norm grows with every block, the last norm divides by
-# its size, and so each block of a deep stack gets a smaller gradient. Xiong et al. derive
+# Begin at the top. In post-norm the feed-forward layers of all blocks have gradients of about the same
+# size, and the table says that it does not shrink in the last block when the stack becomes deeper. In
+# pre-norm it does. The reason is in the last column of the table: the stream of pre-norm grows with
+# every block, and the norms divide by its size, so the late blocks of a deep stack get a
+# smaller gradient. Xiong et al. derive
 # this: with {math}`N` blocks the gradient of the last one falls like {math}`1/\sqrt N` in pre-norm,
 # and stays the same in post-norm {cite:p}`xiong2020`. A learning rate that a shallow post-norm model
 # can use may therefore be too large for a deep one.
 #
-# The panel on the right shows something that the formulas do not suggest. Attention averages, and an
+# The panel at the bottom shows something that the formulas do not suggest. Attention averages, and an
 # average of vectors is more like every other average. Without the sum all positions are the same
-# vector after three blocks, and what was said at which position is lost {cite:p}`dong2021`. The sum
+# vector from the third block on, and what was said at which position is lost {cite:p}`dong2021`. The sum
 # keeps each position's own vector. But post-norm makes it smaller at every block, since it divides
 # the sum by its size, and what the layers added stays together with it. After 24 blocks
 # nothing is left of the difference. When all keys are alike, it does not matter where a query looks,
@@ -1116,8 +1122,8 @@ assert ends["post-norm", 6, 0] < 2.2
 # %%
 #| alt: Five loss curves over 200 steps and a dashed line at log 16 = 2.77. Post-norm with 12
 #|   blocks and no warm-up stays at the dashed line. With a warm-up it goes down slowly, to about 2.4.
-#|   Post-norm with 6 blocks and no warm-up goes down slowly first and faster at the end. Pre-norm
-#|   without a warm-up reaches almost 0 after about 100 steps, with a warm-up after about 150.
+#|   Post-norm with 6 blocks and no warm-up goes down slowly for 120 steps, then quickly to almost 0.
+#|   Pre-norm without a warm-up reaches almost 0 after about 100 steps, with a warm-up after about 150.
 styles = {
     ("post-norm", 12, 0): (RED, "-"),
     ("post-norm", 12, 100): (RED, "--"),
@@ -1125,16 +1131,17 @@ styles = {
     ("pre-norm", 12, 100): (BLUE, "--"),
     ("post-norm", 6, 0): (YELLOW, "-"),
 }
-figure, axes = plt.subplots(figsize=(7, 4))
+figure, axes = plt.subplots(figsize=(7, 4.6))
 for key, losses in runs.items():
     color, line = styles[key]
     label = f"{key[0]}, {key[1]} blocks, warm-up {key[2]}"
     axes.plot(losses, color=color, ls=line, lw=1.3, label=label)
 axes.axhline(math.log(16), color="black", ls=":", lw=1, label="log 16: chance")
+axes.set_ylim(0, 4.9)
 axes.set_xlabel("step")
 axes.set_ylabel("training loss, nats per token")
 axes.set_title("The same weights and batches, another place of the norm")
-axes.legend(fontsize=8)
+axes.legend(fontsize=8, loc="upper right")
 plt.show()
 
 # %% [markdown]
@@ -1199,7 +1206,8 @@ print(f"ReLU and GELU by at most {(functions['relu'] - exact).max():.3f}")
 #| alt: Two panels. On the left ReLU and GELU from minus 4 to 4: ReLU is 0 up to 0 and then a straight
 #|   line. GELU is a smooth curve that dips to about minus 0.17 near minus 0.75 and meets ReLU further
 #|   out. On the right the difference of the two forms of GELU: a curve that is the same on both
-#|   sides of 0, with waves between minus 0.0005 and 0.0002 and 0 in the middle and far out.
+#|   sides of 0. It is 0 in the middle, dips to minus 0.0002 near 1.3, rises to 0.0005 near 2.7, and
+#|   comes back to 0 near 5.
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 axes[0].plot(z, functions["relu"], color=RED, label="ReLU")
 axes[0].plot(z, functions["gelu"], color=BLUE, label="GELU")
@@ -1217,7 +1225,7 @@ plt.show()
 # 32-bit numbers by a factor of thousands. Whoever compares logits with a published model will find it.
 #
 # Does it matter which of ReLU and GELU a model has? We train a small GPT on the letters of Town, the
-# text of this course, for 150 steps, with three seeds each. We do it from two starts. The first is that
+# text of this course, for 120 steps, with three seeds each. We do it from two starts. The first is that
 # of GPT-2: every matrix begins with numbers of the size 0.02. In the second, {math}`W_1` begins with
 # numbers of the size {math}`1/\sqrt D`. Then {math}`x W_1` has the size 1, because the norm before it
 # gives {math}`x` that size.
@@ -1235,7 +1243,7 @@ test_ids = test_ids[: len(test_ids) // 48 * 48].view(-1, 48)[:200]
 
 
 def train_letters(
-    activation: str, wide_start: bool, seed: int, steps: int = 150
+    activation: str, wide_start: bool, seed: int, steps: int = 120
 ) -> float:
     """The loss on held-out text, in nats per letter."""
     torch.manual_seed(seed)
@@ -1284,7 +1292,7 @@ with measured():
 assert means[False, "gelu"] > means[False, "relu"] + 0.08
 assert abs(means[True, "gelu"] - means[True, "relu"]) < 0.08
 assert means[True, "gelu"] < means[False, "gelu"] - 0.1
-assert all(2.2 < mean < 2.9 for mean in means.values())
+assert all(2.2 < mean < 3 for mean in means.values())
 
 # %% [markdown]
 # ```{admonition} What you should see
@@ -1327,7 +1335,7 @@ assert not_linear("gelu", 0.14) < 0.1 * not_linear("relu", 0.14)
 # %% [markdown]
 # For ReLU the share is the same at each size. For GELU at the size 0.14 it is less than a tenth of
 # that. The lesson is not that ReLU is better. From a fitting start the difference is small here: a
-# few hundredths of a nat after 150 steps of a tiny model. The article's ReLU is a simplification
+# few hundredths of a nat after 120 steps of a tiny model. The article's ReLU is a simplification
 # that costs little. **Start weights that were chosen for a wide model can cost more than the choice of the
 # function.**
 

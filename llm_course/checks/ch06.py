@@ -173,15 +173,15 @@ def check_pre_norm_block(answer: Callable[[Tensor, Layer, Layer, Layer, Layer], 
         only_attn, h = middle, a(x)
         from_norm = h + attn(h)
         exchanged = x + attn(b(x))
+        stream = "the normed x is added, not x: the stream itself must not be normed"
         hints = {
             b(post + ff(post)): "this is post-norm: the norm stands after the sum",
             middle + ff(b(x)): (
                 "the feed-forward layer reads the old x: it must read the sum that attention made"
             ),
             ff(b(attn(a(x)))): "the residual sums are missing: x + ...",
-            from_norm + ff(b(from_norm)): (
-                "the normed x is added, not x: the stream itself must not be normed"
-            ),
+            from_norm + ff(b(from_norm)): stream,
+            b(from_norm) + ff(b(from_norm)): stream,
             middle + ff(middle): "the second norm is missing: ff reads ff_norm(x)",
             only_attn: "the feed-forward half is missing",
             x + ff(b(middle)): "the second sum begins from the old x: what attention added is lost",
