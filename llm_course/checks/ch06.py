@@ -104,54 +104,62 @@ def _moved(rows: Tensor, k: int) -> Tensor:
     return torch.stack([new_sine, new_cosine], dim=-1).flatten(-2)
 
 
+def _numerator_and_variance(
+    x: Tensor, *dims: int, correction: int = 0, centred: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The two parts of a norm over the axes `dims`, before the root."""
+    middle = x - x.mean(dims, keepdim=True) if centred else x
+    total = middle.square().sum(dims, keepdim=True)
+    return middle, total / (x.numel() // total.numel() - correction)
+
+
+def _norm_mistakes(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> dict[Tensor, str]:
+    """What each usual mistake makes of `x`, and its diagnosis."""
+
+    def finish(parts: tuple[Tensor, Tensor]) -> Tensor:
+        return gain * parts[0] / (parts[1] + eps).sqrt() + bias
+
+    middle, variance = _numerator_and_variance(x, -1)
+    normed = middle / (variance + eps).sqrt()
+    return {
+        finish(_numerator_and_variance(x, -1, correction=1)): (
+            "the variance is divided by D - 1, as torch.var does by default: "
+            "divide by D (correction=0)"
+        ),
+        gain * middle / (variance.sqrt() + eps) + bias: (
+            "is your epsilon outside the root? It is added to the variance"
+        ),
+        gain * middle / variance.sqrt() + bias: "eps is not used: equal numbers give 0 / 0",
+        gain * middle / (variance + eps) + bias: "divided by the variance: take its root",
+        finish(_numerator_and_variance(x, -1, centred=False)): (
+            "the mean is not subtracted: this is RMSNorm with a bias"
+        ),
+        finish((x, variance)): "the mean must also be subtracted in the numerator",
+        finish(_numerator_and_variance(x, 1)): (
+            "the mean is taken over positions (axis 1): the norm of a position must not see "
+            "the others. Use the last axis"
+        ),
+        finish(_numerator_and_variance(x, 0, 1, 2)): (
+            "one mean for the whole tensor: use dim=-1 and keepdim=True"
+        ),
+        normed: "gain and bias are not used",
+        gain * normed: "the bias is not added",
+        gain * (normed + bias): "the bias is added after the gain, not before",
+    }
+
+
 def check_layer_norm(answer: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """LayerNorm of Ba et al. 2016 over the last axis."""
     eps = 0.01  # large, so that its place shows
     x = _random(2, 3, 5) + 1.5
     gain, bias = 1 + 0.3 * _random(5, seed=1), _random(5, seed=2)
-
-    def variant(*dims: int, correction: int = 0, centred: bool = True) -> tuple[Tensor, Tensor]:
-        """Numerator and variance, over the axes `dims`, without the root."""
-        middle = x - x.mean(dims, keepdim=True) if centred else x
-        total = middle.square().sum(dims, keepdim=True)
-        return middle, total / (x.numel() // total.numel() - correction)
-
-    def finish(parts: tuple[Tensor, Tensor]) -> Tensor:
-        middle, variance = parts
-        return gain * middle / (variance + eps).sqrt() + bias
-
-    middle, variance = variant(-1)
-    normed = middle / (variance + eps).sqrt()
+    middle, variance = _numerator_and_variance(x, -1)
     expect_close(
         answer(x.clone(), gain, bias, eps),
-        finish((middle, variance)),
+        gain * middle / (variance + eps).sqrt() + bias,
         name="layer_norm",
         tolerance=1e-9,
-        hints={
-            finish(variant(-1, correction=1)): (
-                "the variance is divided by D - 1, as torch.var does by default: "
-                "divide by D (correction=0)"
-            ),
-            gain * middle / (variance.sqrt() + eps) + bias: (
-                "is your epsilon outside the root? It is added to the variance"
-            ),
-            gain * middle / variance.sqrt() + bias: "eps is not used: equal numbers give 0 / 0",
-            gain * middle / (variance + eps) + bias: "divided by the variance: take its root",
-            finish(variant(-1, centred=False)): (
-                "the mean is not subtracted: this is RMSNorm with a bias"
-            ),
-            finish((x, variance)): "the mean must also be subtracted in the numerator",
-            finish(variant(1)): (
-                "the mean is taken over positions (axis 1): the norm of a position must not see "
-                "the others. Use the last axis"
-            ),
-            finish(variant(0, 1, 2)): (
-                "one mean for the whole tensor: use dim=-1 and keepdim=True"
-            ),
-            normed: "gain and bias are not used",
-            gain * normed: "the bias is not added",
-            gain * (normed + bias): "the bias is added after the gain, not before",
-        },
+        hints=_norm_mistakes(x, gain, bias, eps),
     )
     passed("mean over D, variance over D, epsilon inside the root")
 
