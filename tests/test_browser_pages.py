@@ -32,6 +32,9 @@ TYPESET = """async () => {
   if (window.MathJax && MathJax.startup && MathJax.startup.promise) await MathJax.startup.promise;
   await document.fonts.ready;
 }"""
+# The theme looks 0.3 s after a new size which boxes scroll, and makes them reachable by keyboard.
+SETTLED = """() => new Promise(done =>
+  requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 400))))"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,7 @@ def show(page: Any, screen: str) -> None:
     page.set_viewport_size(size)
     page.emulate_media(color_scheme=theme)
     page.wait_for_function("t => document.documentElement.dataset.theme === t", arg=theme)
+    page.evaluate(SETTLED)
 
 
 @pytest.mark.parametrize("page_name", PAGES or ["(no page)"])
