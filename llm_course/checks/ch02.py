@@ -11,6 +11,9 @@ from torch import Tensor
 from llm_course.checks.grading import CheckFailed, expect_close, expect_equal, expect_shape, passed
 
 
+BOTH = "padding closes columns only, here it closes rows too"
+
+
 def _expect_bool(mask: Any, name: str) -> None:
     if mask.dtype != torch.bool:
         raise CheckFailed(f"{name} must be bool (true = may look), got {mask.dtype}")
@@ -72,15 +75,23 @@ def check_three_masks(answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, T
     got = answer(source, target)
     if not isinstance(got, tuple | list) or len(got) != 3:
         raise CheckFailed("three_masks must return three masks: encoder, decoder, cross-attention")
+    _check_own_masks(got, encoder, decoder, causal, target)
+    _check_cross_mask(got[2], cross, target)
+    passed("padding closes columns, and only the decoder is causal")
+
+
+def _check_own_masks(
+    got: Any, encoder: Tensor, decoder: Tensor, causal: Tensor, target: Tensor
+) -> None:
+    n, m = encoder.shape[-1], decoder.shape[-1]
     rows = "padding closes columns (keys), here it closes rows (queries)"
-    both = "padding closes columns only, here it closes rows too"
     _expect_mask(
         got[0],
         encoder,
         "the encoder's mask",
         {
             rows: encoder.mT,
-            both: encoder & encoder.mT,
+            BOTH: encoder & encoder.mT,
             "padding is not closed": torch.ones_like(encoder),
             "an encoder sees both sides: no causal mask here": (
                 encoder & torch.ones(n, n, dtype=torch.bool).tril()
@@ -93,7 +104,7 @@ def check_three_masks(answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, T
         "the decoder's mask",
         {
             rows: causal & target[..., None],
-            both: decoder & target[..., None],
+            BOTH: decoder & target[..., None],
             "the future is open: the causal mask is missing": target[:, None].expand(-1, m, m),
             "padding is not closed": causal.expand(len(target), m, m),
             "this sees the future and not the past: is the triangle turned around?": (
@@ -101,22 +112,25 @@ def check_three_masks(answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, T
             ),
         },
     )
+
+
+def _check_cross_mask(got: Any, cross: Tensor, target: Tensor) -> None:
+    m, n = cross.shape[1:]
     _expect_mask(
-        got[2],
+        got,
         cross,
         "the cross-attention mask",
         {
             "its keys come from the source: the padding of the target closes no column": (
                 target[..., None].expand(-1, m, n)
             ),
-            both: cross & target[..., None],
+            BOTH: cross & target[..., None],
             "the whole source is known before the first target word: it is not causal": (
                 cross & torch.ones(m, n, dtype=torch.bool).tril()
             ),
             "padding is not closed": torch.ones_like(cross),
         },
     )
-    passed("padding closes columns, and only the decoder is causal")
 
 
 def check_family(answer: Callable[[Tensor], str]) -> None:
