@@ -68,7 +68,7 @@ nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored ou
 	  --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 browser-test: .venv/browser.stamp  ## the attention view and the built pages in a real Chromium, the system's
-	pytest -m browser
+	pytest -n 2 --dist worksteal -m browser
 
 notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py (or NAMES="12 13") and write the .ipynb beside each
 	$(BIN)/python tools/notebooks.py $(NAMES)

@@ -97,8 +97,15 @@ def opened(browser: Any, **options: Any) -> Iterator[Watched]:
         context.close()
 
 
-def violations(page: Any, selector: str | None = None, skip: tuple[str, ...] = ()) -> list[str]:
-    """What axe finds wrong in the page, or in the part that a selector names: one line a rule."""
+def violations(
+    page: Any, selector: str = "html", without: tuple[str, ...] = (), skip: tuple[str, ...] = ()
+) -> list[str]:
+    """What axe finds wrong in the part of a page that a selector names: one line a rule.
+
+    Args:
+        without: selectors of parts that are not looked at.
+        skip: rules that are not looked at.
+    """
     base = pytest.importorskip(
         "axe_playwright_python.base", reason="axe-playwright-python is absent"
     )
@@ -107,10 +114,10 @@ def violations(page: Any, selector: str | None = None, skip: tuple[str, ...] = (
         "runOnly": {"type": "tag", "values": TAGS},
         "rules": {rule: {"enabled": False} for rule in skip},
         "resultTypes": ["violations"],
+        "preload": False,  # else axe reads the style sheets again, by addresses that are wrong
     }
-    found = page.evaluate(
-        "([part, options]) => axe.run(part || document, options)", [selector, options]
-    )
+    part = {"include": [[selector]], "exclude": [[name] for name in without]}
+    found = page.evaluate("([part, options]) => axe.run(part, options)", [part, options])
     return [
         f"{v['id']} ({v['impact']}), {len(v['nodes'])}: {v['nodes'][0]['html'][:160]} "
         f"{v['nodes'][0]['failureSummary'][:300]}"
