@@ -20,7 +20,7 @@
 # masks in the right place, measure what attention costs, and train a layer whose weights you can
 # read.
 #
-# **Needs** Python, matrices, the softmax of chapter 00. **Runs** in 40 seconds on one core.
+# **Needs** Python, matrices, the softmax of chapter 00. **Runs** in 20 seconds on one core.
 # **Source** {cite:p}`vaswani2017`; `llm_course/models/layers.py`.
 
 # %% [markdown]
@@ -56,9 +56,9 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## Words that refer back
 #
-# Here is a story from *Town*, the generated text that this course trains on. Some of its words mean
-# nothing by themselves. We look at the story as a list of words, and for each pronoun and each
-# repeated name we count how many words lie between it and the first mention of the person.
+# Here is a story from *Town*, the generated text that this course trains on. Some of its words
+# mean nothing by themselves. We look at the story as a list of words, and for each pronoun and
+# each repeated name we count how many words lie between it and the first mention of the person.
 
 # %%
 stories = generate_documents(100, seed=4, split="train")
@@ -80,17 +80,17 @@ assert max(gaps) > 40
 
 # %% [markdown]
 # To know who lost the ring, who searched, and who was carefree at the end, a reader has to go back
-# to the word "Halvin", up to 40 words and more. In a long text the distance may be thousands of words. A
-# model of language needs a way to bring information from one position to another, wherever the two
-# are.
+# to the word "Halvin", at the end by more than 40 words. In a long text the distance may be
+# thousands of words. A model of language needs a way to bring information from one position to
+# another, wherever the two are.
 #
 # ### A memory of fixed size
 #
 # Before 2017 most models of text kept a memory: a vector of fixed size, updated at each word. The
 # simplest memory is an average. Each word is a vector, and the memory is the mean of the vectors
-# read so far. How much of the text can be read from it? We take a vocabulary of 1,000 random vectors
-# of 64 numbers, average {math}`n` of them, and ask the average which words are in it: those whose
-# vectors have the largest scalar product with it.
+# read so far. How much of the text can be read from it? We take a vocabulary of 1,000 random
+# vectors of 64 numbers, average {math}`n` of them, and ask the average which words are in it:
+# those whose vectors have the largest scalar product with it.
 
 # %%
 vocabulary = F.normalize(torch.randn(1000, 64, generator=generator), dim=1)
@@ -110,23 +110,23 @@ assert recovered[1] > 0.95  # two words
 assert recovered[-1] < 0.5
 
 # %% [markdown]
-# One or two words are found without a mistake. Of 16 words, more than half are lost: the vector has 64
-# numbers, and each new word is laid over the others. And the average has lost something else, from the
-# second word on: it does not know which word belongs to which.
+# One or two words are found without a mistake. Of 16 words, more than half are lost: the vector
+# has 64 numbers, and each new word is laid over the others. And the average has lost something
+# else, from the second word on: it does not know which word belongs to which.
 #
 # A **recurrent network** has a better memory. It reads the words one after another, and a learnt
 # function computes the new memory, called the **state**, from the old state and the new word:
 # {math}`h_t = f(h_{t-1}, x_t)`. The function can decide what to keep. The **GRU**
-# {cite:p}`cho2014` is a well-known function of this kind. But its memory still has a fixed size, and
-# there is a second problem. What happened {math}`n` words ago has passed through the function
+# {cite:p}`cho2014` is a well-known function of this kind. But its memory still has a fixed size,
+# and there is a second problem. What happened {math}`n` words ago has passed through the function
 # {math}`n` times. This number is called the **path length**. In training, the gradient must go the
 # same way back.
 #
-# **Attention** keeps all vectors, and lets each position look at every other position directly. Its
-# path length is one, for every distance. The next sections explain how; here is first the effect. We
-# take one GRU and one attention layer, both with random weights, feed both with the same 60 random
-# vectors, and ask: how much does the output at the last position change with the input {math}`n`
-# positions before? The length of the gradient tells.
+# **Attention** keeps all vectors, and lets each position look at every other position directly.
+# Its path length is one, for every distance. The next sections explain how; here is first the
+# effect. We take one GRU and one attention layer, both with random weights, feed both with the
+# same 60 random vectors, and ask: how much does the output at the last position change with the
+# input {math}`n` positions before? The length of the gradient tells.
 
 # %% tags=["covers-X1"]
 length, width = 60, 48
@@ -177,10 +177,11 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# In {numref}`fig-04-path` the influence of an input on the GRU's last output shrinks by a nearly constant factor with each step, so it falls exponentially: after 40
-# steps almost nothing arrives. Training can move this factor closer to one, but it has to begin with
-# gradients that are almost zero. For attention the distance has no effect at all. Only distance 0
-# is special, since the position itself also asks the question.
+# In {numref}`fig-04-path` the influence of an input on the GRU's last output shrinks by a nearly
+# constant factor with each step, so it falls exponentially: after 40 steps almost nothing arrives.
+# Training can move this factor closer to one, but it has to begin with gradients that are almost
+# zero. For attention the distance has no effect at all. Only distance 0 is special, since the
+# position itself also asks the question.
 #
 # A recurrent network has another cost. Step {math}`t` needs the state of step {math}`t - 1`, so 60
 # positions are 60 steps that wait for each other. Attention computes all positions at once, by
@@ -193,15 +194,15 @@ plt.show()
 # You know a lookup with an exact answer. A Python dictionary has keys and values. You come with a
 # query; if it equals one of the keys, you get the value of that key. Otherwise there is an error.
 #
-# Attention is a dictionary in which nothing has to be equal. **Query** and **keys** are vectors. The
-# query is compared with *every* key by a scalar product: the **score** is large when the two
-# vectors point in the same direction. A softmax turns the scores into **attention weights**, which are
-# positive and sum to one. The result is the average of all **values**, weighted by them. A key that
-# fits well contributes much, one that fits badly contributes little, and everything can be
+# Attention is a dictionary in which nothing has to be equal. **Query** and **keys** are vectors.
+# The query is compared with *every* key by a scalar product: the **score** is large when the two
+# vectors point in the same direction. A softmax turns the scores into **attention weights**, which
+# are positive and sum to one. The result is the average of all **values**, weighted by them. A key
+# that fits well contributes much, one that fits badly contributes little, and everything can be
 # differentiated.
 #
-# An example that you can compute by hand. There are three entries, and their keys have four numbers.
-# The scores are divided by {math}`\sqrt 4 = 2`; a later section explains why.
+# An example that you can compute by hand. There are three entries, and their keys have four
+# numbers. The scores are divided by {math}`\sqrt 4 = 2`; a later section explains why.
 
 # %% tags=["covers-F1"]
 query = torch.tensor([1.0, 1.0, 1.0, 1.0])
@@ -213,7 +214,9 @@ powers = scores.exp()
 weights = powers / powers.sum()
 output = weights @ values
 print("scores ", scores.tolist())
-print("exp    ", [f"{power:.3f}" for power in powers], "sum 11.107")
+print(
+    "exp    ", [f"{power:.3f}" for power in powers], f"sum {powers.sum():.3f}"
+)
 print("weights", [f"{weight:.3f}" for weight in weights])
 print("output ", [f"{number:.2f}" for number in output])
 assert scores.tolist() == [2, 1, 0]
@@ -222,9 +225,9 @@ expected = attention(query[None], keys, values)[0]
 assert torch.allclose(output, expected, atol=1e-6)
 
 # %% [markdown]
-# The first scalar product is {math}`1\cdot2 + 1\cdot2 = 4`, and half of it is 2. The three powers are
-# {math}`e^2`, {math}`e^1` and {math}`e^0`. The first key gets two thirds of the weight. The output is
-# {math}`0.665 \cdot (10, 0) + 0.245 \cdot (0, 10) + 0.090 \cdot (10, 10)`.
+# The first scalar product is {math}`1\cdot2 + 1\cdot2 = 4`, and half of it is 2. The three powers
+# are {math}`e^2`, {math}`e^1` and {math}`e^0`. The first key gets two thirds of the weight. The
+# output is {math}`0.665 \cdot (10, 0) + 0.245 \cdot (0, 10) + 0.090 \cdot (10, 10)`.
 #
 # How soft is the dictionary? Make the query longer, and all scores grow by the same factor.
 
@@ -248,9 +251,12 @@ for i, shift in enumerate([(8, -4), (6, 8), (-20, 8)]):
     axes.annotate(
         f"value {i + 1}", values[i], shift, textcoords="offset points"
     )
-for name, point in (("query × 0", path[0]), ("query × 1", output)):
+for name, point, shift in (
+    ("query × 0", path[0], (-54, 7)),
+    ("query × 1", output, (-72, -14)),
+):
     axes.plot(*point, "o", color="#D55E00")
-    axes.annotate(name, point, (-62, -4), textcoords="offset points")
+    axes.annotate(name, point, shift, textcoords="offset points")
 axes.set_xlim(-1, 14)
 axes.set_ylim(-1, 12)
 axes.set_xlabel("first number of the output")
@@ -260,10 +266,10 @@ plt.show()
 
 # %% [markdown]
 # The output of attention always lies inside the triangle of the values, because the weights are
-# positive and sum to one. With a query of zero all keys fit equally well, and the output is the mean
-# of the values: attention contains the average as a special case. With a long query nearly all
-# the weight goes to the best key, and the soft dictionary becomes a hard one. A model learns how
-# long its queries and keys should be.
+# positive and sum to one. With a query of zero all keys fit equally well, and the output is the
+# mean of the values: attention contains the average as a special case. With a long query nearly
+# all the weight goes to the best key, and the soft dictionary becomes a hard one. A model learns
+# how long its queries and keys should be.
 #
 # Where do the three come from? In **self-attention** every position has all three roles. From its
 # vector {math}`x` three learnt matrices make a query (what am I looking for?), a key (what do I
@@ -273,16 +279,16 @@ plt.show()
 # %% [markdown]
 # ## The formula
 #
-# Now for all queries at once. The queries are the rows of a matrix {math}`Q` with {math}`T` rows, the
-# keys those of {math}`K` and the values those of {math}`V`, both with {math}`S` rows. Queries and keys have
-# {math}`d_k` numbers each. The formula is equation (1) of {cite:t}`vaswani2017`:
+# Now for all queries at once. The queries are the rows of a matrix {math}`Q` with {math}`T` rows,
+# the keys those of {math}`K` and the values those of {math}`V`, both with {math}`S` rows. Queries
+# and keys have {math}`d_k` numbers each. The formula is equation (1) of {cite:t}`vaswani2017`:
 #
 # $$\operatorname{Attention}(Q, K, V)
 # = \operatorname{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}}\Bigr)\,V$$ (eq-attention)
 #
-# The number in row {math}`t` and column {math}`s` of {math}`QK^\top` is the scalar product of query
-# {math}`t` and key {math}`s`. The softmax works on each **row**: one query, all keys. As loops over
-# numbers:
+# The number in row {math}`t` and column {math}`s` of {math}`QK^\top` is the scalar product of
+# query {math}`t` and key {math}`s`. The softmax works on each **row**: one query, all keys. As
+# loops over numbers:
 
 
 # %% tags=["covers-F1"]
@@ -314,17 +320,19 @@ def matrix_attention(
 
 
 # %% [markdown]
-# The package has the formula in two functions, so that the weights can also be looked at. `attention_weights`
-# is the softmax; the section about masks shows its code. `attention` multiplies the weights with the values:
+# The package has the formula in two functions, so that the weights can also be looked at.
+# `attention_weights` is the softmax; the section about masks shows its code. `attention`
+# multiplies the weights with the values:
 
 # %%
 print(inspect.getsource(inspect.unwrap(attention)))
 
 # %% [markdown]
-# A fourth form, `fused_attention`, calls a **fused kernel**: one program that goes from {math}`Q`, {math}`K` and
-# {math}`V` to the result, and never writes the matrix of weights into memory. The models of this
-# course call that one. All four must agree, in 64-bit numbers, to {math}`10^{-10}`. Two wrong
-# versions must not: one without the factor, and one with the softmax over the wrong axis.
+# A fourth form, `fused_attention`, calls a **fused kernel**: one program that goes from {math}`Q`,
+# {math}`K` and {math}`V` to the result, and never writes the matrix of weights into memory. The
+# models of this course call that one. All four must agree, in 64-bit numbers, to {math}`10^{-10}`.
+# Two wrong versions must not: one without the factor, and one with the softmax over the wrong
+# axis.
 
 
 # %% tags=["covers-F1"]
@@ -356,8 +364,8 @@ for name, result in (("no factor", no_factor), ("wrong axis", wrong_axis)):
 
 # %% [markdown]
 # Both wrong versions have the right shape and give no message. With the softmax over the wrong
-# axis the *columns* sum to one: each of the six keys distributes one unit of weight over the four queries,
-# so a query may get more than one unit, or less. Look at the sums of the rows:
+# axis the *columns* sum to one: each of the six keys distributes one unit of weight over the four
+# queries, so a query may get more than one unit, or less. Look at the sums of the rows:
 
 # %%
 #| alt: Two heat maps with four queries as rows and six keys as columns, and the sum of each row
@@ -387,16 +395,17 @@ assert sums.max() > 2.5 > 0.8 > sums.min()
 # %% [markdown]
 # A remark. Scores can also be computed by a small network that gets query and key and returns a
 # number. This is called *additive* attention {cite:p}`bahdanau2015`, and it came first, as an
-# addition to recurrent networks for translation. The scalar product won because all scores together
-# are one matrix product.
+# addition to recurrent networks for translation. The scalar product replaced it, because all
+# scores together are one matrix product.
 
 # %% [markdown]
 # ## Why the square root of d_k
 #
-# A scalar product of longer vectors is a sum of more terms, so it is larger. How much? Suppose that
-# the numbers in a query and in a key are independent, with mean 0 and variance 1. One term
-# {math}`q_i k_i` has the mean {math}`0`, and the variance {math}`E[q_i^2]\,E[k_i^2] = 1`. Different terms
-# are independent, and the variance of a sum of independent terms is the sum of their variances:
+# A scalar product of longer vectors is a sum of more terms, so it is larger. How much? Suppose
+# that the numbers in a query and in a key are independent, with mean 0 and variance 1. One term
+# {math}`q_i k_i` has the mean {math}`0`, and the variance {math}`E[q_i^2]\,E[k_i^2] = 1`.
+# Different terms are independent, and the variance of a sum of independent terms is the sum of
+# their variances:
 #
 # $$\operatorname{Var}(q \cdot k) = \sum_{i=1}^{d_k} \operatorname{Var}(q_i k_i) = d_k$$ (eq-score-variance)
 #
@@ -424,10 +433,10 @@ for d_k in (1, 2, 3, 4):
     assert abs(shifted - d_k) > 1
 
 # %% [markdown]
-# The second column is the control. Its numbers also have variance 1, but their mean is 1 and not 0,
-# and {eq}`eq-score-variance` does not hold for them. The equation is true for a new model, whose weights are drawn
-# around 0. In a trained model queries and keys are no longer independent; the model has then had the
-# chance to choose the size of its scores itself.
+# The second column is the control. Its numbers also have variance 1, but their mean is 1 and not
+# 0, and {eq}`eq-score-variance` does not hold for them. The equation is true for a new model,
+# whose weights are drawn around 0. In a trained model queries and keys are no longer independent;
+# the model has then had the chance to choose the size of its scores itself.
 #
 # Now with numbers from a normal distribution, and widths that models have:
 
@@ -466,9 +475,10 @@ for axes in (above, below):
 plt.show()
 
 # %% [markdown]
-# In the upper part of {numref}`fig-04-scores` the scores spread with the width. In the lower part the four
-# curves have the same spread. The one for width 4 has a higher peak and longer tails: a sum of only four products is
-# not yet close to a normal distribution, but its variance is 1 as well.
+# In the upper part of {numref}`fig-04-scores` the scores spread with the width. In the lower part
+# the four curves have the same spread. The one for width 4 has a higher peak and longer tails: a
+# sum of only four products is not yet close to a normal distribution, but its variance is 1 as
+# well.
 #
 # Why is a large score bad? You saw the reason in the triangle: a softmax of large scores becomes a
 # hard choice. This is called **saturation**. A hard choice is what a *trained* head may want. But
@@ -477,12 +487,13 @@ plt.show()
 # largest weight; the entropy of the weights, divided by its maximum {math}`\log 32`; and how much
 # the weights react to a change of the scores, that is, the gradient.
 #
-# For the third we need a formula. A softmax {math}`a = \operatorname{softmax}(z)` has the derivatives
+# For the third we need a formula. A softmax {math}`a = \operatorname{softmax}(z)` has the
+# derivatives
 #
 # $$\frac{\partial a_i}{\partial z_j} = a_i\,([i = j] - a_j)$$ (eq-softmax-gradient)
 #
-# where the bracket is 1 when {math}`i = j`, and 0 otherwise. It follows from the quotient rule. The
-# numerator {math}`e^{z_i}` depends on {math}`z_j` only when {math}`i = j`; this gives
+# where the bracket is 1 when {math}`i = j`, and 0 otherwise. It follows from the quotient rule.
+# The numerator {math}`e^{z_i}` depends on {math}`z_j` only when {math}`i = j`; this gives
 # {math}`a_i [i = j]`. The denominator always depends on {math}`z_j`; this gives {math}`-a_i a_j`.
 
 
@@ -509,9 +520,9 @@ assert by_hand.sum(dim=0).abs().max() < 1e-10
 print("each column sums to 0: what one weight gains, the others lose")
 
 # %% [markdown]
-# Look at {eq}`eq-softmax-gradient` for a hard choice. If one weight is 1 and all others are 0, every
-# product {math}`a_i([i = j] - a_j)` is zero. **A saturated softmax passes no gradient**, so neither
-# the query nor the keys can learn that the choice was wrong.
+# Look at {eq}`eq-softmax-gradient` for a hard choice. If one weight is 1 and all others are 0,
+# every product {math}`a_i([i = j] - a_j)` is zero. **A saturated softmax passes no gradient**, so
+# neither the query nor the keys can learn that the choice was wrong.
 
 
 # %%
@@ -563,10 +574,10 @@ above.legend()
 plt.show()
 
 # %% [markdown]
-# Without the factor, a head of width 64, the width in the paper, gives most of its weight to
-# one of 32 random keys, and at width 4096 the gradient is nearly gone. With the factor nothing
-# depends on the width any more: weights and gradients of a new model are the same for narrow and
-# wide heads.
+# Without the factor, a head of width 64, the width in the paper, gives most of its weight to one
+# of 32 random keys, and at width 4096 the gradient is nearly gone. With the factor nothing depends
+# on the width any more: weights and gradients of a new model are the same for narrow and wide
+# heads.
 #
 # The factor is not the only way. T5 has none: it starts with smaller weights in its query
 # projection instead, and its attention is called with `scale=1.0`.
@@ -574,16 +585,16 @@ plt.show()
 # %% [markdown]
 # ## Masks
 #
-# Sometimes a query must not look at a key: because it is padding, which only fills a row up to the length
-# of its batch, or because it lies in the future, as in a model that predicts the next token. A
-# **mask** is a matrix of truth values with a row for each query and a column for each key. In this
-# course **True means attend**. (PyTorch's `nn.MultiheadAttention` has it the other way round. Read
-# the documentation of whatever function you call.)
+# Sometimes a query must not look at a key: because it is padding, which only fills a row up to the
+# length of its batch, or because it lies in the future, as in a model that predicts the next
+# token. A **mask** is a matrix of truth values with a row for each query and a column for each
+# key. In this course **True means attend**. (PyTorch's `nn.MultiheadAttention` has it the other
+# way round. Read the documentation of whatever function you call.)
 #
 # A mask must act *before* the softmax. A forbidden score becomes {math}`-\infty`, its power is
 # {math}`e^{-\infty} = 0`, and the remaining weights share the whole unit. A natural mistake is to
-# act after the softmax, and to set the forbidden weights to zero. We compare both for the
-# **causal mask**, in which a query sees itself and what is before it.
+# act after the softmax, and to set the forbidden weights to zero. We compare both for the **causal
+# mask**, in which a query sees itself and what is before it.
 
 
 # %%
@@ -606,9 +617,9 @@ assert torch.allclose(right.sum(dim=1), torch.ones(n).double())
 assert wrong.sum(dim=1)[:-1].max() < 0.9
 
 # %% [markdown]
-# With the mask after the softmax all rows but the last sum to less than one, so those positions get an output
-# that is too small. The second fault is worse. The denominator of the softmax still contains the
-# forbidden scores, so the size of the output tells something about the future. We
+# With the mask after the softmax all rows but the last sum to less than one, so those positions
+# get an output that is too small. The second fault is worse. The denominator of the softmax still
+# contains the forbidden scores, so the size of the output tells something about the future. We
 # change the last key, and look at the outputs before it.
 
 # %%
@@ -625,12 +636,12 @@ print("mask before: outputs 0 to 4 move by", moved[:-1].max().item())
 print(f"mask after:  output 0 moves by {leak[0]:.2f}")
 
 # %% [markdown]
-# With the right mask nothing moves, not even in the last digit. With the wrong one the first position reacts
-# to a key that it must not see. In training, a model can use such a leak.
+# With the right mask nothing moves, not even in the last digit. With the wrong one the first
+# position reacts to a key that it must not see. In training, a model can use such a leak.
 #
-# One could divide the rows by their new sum. On paper this gives the same numbers as the
-# right mask, but not in a computer: when a forbidden score is much larger than all allowed ones,
-# the allowed weights are rounded to zero, and then zero is divided by zero.
+# One could divide the rows by their new sum. On paper this gives the same numbers as the right
+# mask, but not in a computer: when a forbidden score is much larger than all allowed ones, the
+# allowed weights are rounded to zero, and then zero is divided by zero.
 
 # %%
 scores = torch.tensor([1.0, 2.0, 150.0])  # 32-bit numbers
@@ -646,11 +657,11 @@ assert torch.allclose(late / late.sum(), early)
 
 # %% [markdown]
 # There is one case in which the right mask needs care: **a query that may look at nothing**. This
-# happens, for example, in rows that are all padding. All scores of such a row are {math}`-\infty`, all powers are 0,
-# and the softmax divides 0 by 0. The result is NaN, *not a number*. The output of that row would not
-# matter, since nobody uses it. But in the backward pass the gradient of the values is multiplied by the
-# weights, and NaN times zero is NaN. One such row spoils the gradient of the matrix that makes the
-# values, and with the next step the model.
+# happens, for example, in rows that are all padding. All scores of such a row are {math}`-\infty`,
+# all powers are 0, and the softmax divides 0 by 0. The result is NaN, *not a number*. The output
+# of that row would not matter, since nobody uses it. But in the backward pass the gradient of the
+# values is multiplied by the weights, and NaN times zero is NaN. One such row spoils the gradient
+# of the matrix that makes the values, and with the next step the model.
 
 # %%
 blocked = mask.clone()
@@ -674,16 +685,16 @@ for name, form in (("careless", careless), ("package", attention)):
     assert bad == (64 if name == "careless" else 0)
 
 # %% [markdown]
-# The careless version spoils all 64 gradients, although the loss does not use the row. The package's
-# function returns zero for a row without any key, and so does the fused kernel. Here is the code of the
-# weights:
+# The careless version spoils all 64 gradients, although the loss does not use the row. The
+# package's function returns zero for a row without any key, and so does the fused kernel. Here is
+# the code of the weights:
 #
 # ```{literalinclude} ../llm_course/models/layers.py
 # :pyobject: attention_weights
 # ```
 #
-# The last three lines are about empty rows. The scores of such a row are replaced by zeros *before* the
-# softmax, so that NaN never exists, and its weights are set to zero afterwards.
+# The last three lines are about empty rows. The scores of such a row are replaced by zeros
+# *before* the softmax, so that NaN never exists, and its weights are set to zero afterwards.
 
 # %% [markdown]
 # ## Order does not exist
@@ -717,8 +728,8 @@ print(f"with a causal mask: differs by {differs.abs().max():.2f}")
 
 # %% [markdown]
 # For attention alone, "Colton invited Marla" and "Marla invited Colton" are the same set of words.
-# A causal mask breaks the symmetry a little, since earlier positions see less. In general a
-# model has to be told where each token stands, and chapter 06 adds this.
+# A causal mask breaks the symmetry a little, since earlier positions see less. In general a model
+# has to be told where each token stands, and chapter 06 adds this.
 
 # %% [markdown]
 # ## What it costs
@@ -761,8 +772,9 @@ for shape in ((5, 5, 4, 4), (10, 10, 4, 4), (3, 7, 4, 2)):
 
 # %% [markdown]
 # Twice as many positions, four times the work. Memory behaves in the same way, if the weights are
-# stored. In training they are, because {eq}`eq-softmax-gradient` needs them in the backward pass. PyTorch can tell us
-# which tensors a function keeps. We count the bytes for 4 heads of width 64, without the inputs.
+# stored. In training they are, because {eq}`eq-softmax-gradient` needs them in the backward pass.
+# PyTorch can tell us which tensors a function keeps. We count the bytes for 4 heads of width 64,
+# without the inputs.
 
 
 # %%
@@ -807,13 +819,13 @@ times = {f: [seconds(forms[f], t) for t in lengths] for f in forms}
 growth = {f: memory[f][-1] / memory[f][-2] for f in forms}
 slower = times["plain"][-1] / times["plain"][-3]  # 4 times as long
 with measured():
-    print("   T   plain: MB     ms   fused: MB     ms")
+    print("   T  plain MB   ms  fused MB   ms")
     for i, t in enumerate(lengths):
         numbers = []
         for f in forms:
             numbers += [memory[f][i] / 1e6, times[f][i] * 1e3]
-        print(f"{t:4d} {numbers[0]:11.1f} {numbers[1]:6.1f}", end="")
-        print(f" {numbers[2]:11.1f} {numbers[3]:6.1f}")
+        print(f"{t:4d} {numbers[0]:9.1f} {numbers[1]:4.0f}", end="")
+        print(f" {numbers[2]:9.1f} {numbers[3]:4.0f}")
     print(
         f"twice the length: {growth['plain']:.2f} times the memory,", end=" "
     )
@@ -827,8 +839,8 @@ assert times["fused"][-1] < 1.5 * times["plain"][-1]
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# From 1,024 to 2,048 positions the memory of the plain form grows about 4 times, that of
-# the fused kernel about 2 times. From 512 to 2,048 positions the plain form becomes 5 to 80 times slower; a
+# From 1,024 to 2,048 positions the memory of the plain form grows about 4 times, that of the fused
+# kernel about 2 times. From 512 to 2,048 positions the plain form becomes 5 to 80 times slower; a
 # factor of 16 is what {eq}`eq-attention-cost` says.
 # ```
 
@@ -851,22 +863,25 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The steeper line is {math}`T^2`. How can the fused kernel do without the weights? It reads the keys in small groups, and for each
+# The steeper line is {math}`T^2`. The times in the table show that the fused kernel is also faster
+# here: it writes and reads less memory, although it does the same multiplications.
+#
+# How can the fused kernel do without the weights? It reads the keys in small groups, and for each
 # query it keeps only three things: the largest score so far, the sum of the powers so far, and the
 # weighted sum of the values so far. In the backward pass it computes the weights once more
-# {cite:p}`dao2022`. The work is still {math}`T^2`; only the memory is not. The last exercise builds
-# this algorithm.
+# {cite:p}`dao2022`. The work is still {math}`T^2`; only the memory is not. The last exercise
+# builds this algorithm.
 
 # %% [markdown]
 # ## Train a layer that looks things up
 #
-# Now the layer has to learn. The task is called **associative recall**. A row states eight facts, such as
-# "Marla: baker", each about another person, and then asks four questions, such as "Marla: ?". The facts
-# are drawn anew for each row. So nothing about Marla can be learnt by heart: the answer stands in the
-# row and nowhere else.
+# Now the layer has to learn. The task is called **associative recall**. A row states eight facts,
+# such as "Marla:baker", each about another person, and then asks four questions, such as
+# "Marla:?". The facts are drawn anew for each row. So nothing about Marla can be learnt by heart:
+# the answer stands in the row and nowhere else.
 #
-# Each position is one vector, the embedding of a name plus the embedding of a job. (An *embedding* is a
-# table with a learnt vector for each word.) For a question, the job is a special word "?".
+# Each position is one vector, the embedding of a name plus the embedding of a job. (An *embedding*
+# is a table with a learnt vector for each word.) For a question, the job is a special word "?".
 
 # %%
 people = ["Marken", "Tamton", "Dalna", "Eltor", "Edna", "Zanton"]
@@ -896,7 +911,7 @@ def recall_rows(number: int, g: torch.Generator, facts: int = FACTS):
 
 def as_words(names: torch.Tensor, told: torch.Tensor) -> list[str]:
     pairs = zip(names.tolist(), told.tolist())
-    return [f"{people[a]}: {[*jobs, '?'][b]}" for a, b in pairs]
+    return [f"{people[a]}:{[*jobs, '?'][b]}" for a, b in pairs]
 
 
 names, told, answers, asked = recall_rows(1, generator)
@@ -904,8 +919,9 @@ print(" | ".join(as_words(names[0], told[0])))
 print("answers:", ", ".join(jobs[i] for i in answers[0]))
 
 # %% [markdown]
-# Two models get the same vectors: one attention layer, and one GRU. Both end with a matrix that gives
-# each job a score. Read `forward` of the first: the three projections and one call of the formula.
+# Two models get the same vectors: one attention layer, and one GRU. Both end with a matrix that
+# gives each job a score. Read `forward` of the first: the three projections and one call of the
+# formula.
 
 
 # %% tags=["covers-X1"]
@@ -1003,22 +1019,22 @@ plt.show()
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# The attention layer answers more than 98 % of the questions of unseen rows. The GRU answers fewer than half,
-# and its loss stays within 0.4 nats of {math}`\log 8`.
+# The attention layer answers more than 98 % of the questions of unseen rows. The GRU answers fewer
+# than half, and its loss stays within 0.4 nats of {math}`\log 8`.
 # ```
 #
-# The attention layer needs fewer than a hundred steps. The GRU has more parameters, and its loss stays near
-# {math}`\log 8`. This is the loss of a model that knows *which* eight jobs the row has named, but not
-# *whose* they are. It is the fault of the average from the first section: all words are there,
-# without their connections. A larger GRU, or a much longer training, may do better. But every fact has to be
-# packed into a state of fixed size, by a function that does not yet know the question. Attention
-# leaves the facts where they are.
+# The attention layer needs fewer than a hundred steps. The GRU has more parameters, and its loss
+# stays near {math}`\log 8`. This is the loss of a model that knows *which* eight jobs the row has
+# named, but not *whose* they are. It is the fault of the average from the first section: all words
+# are there, without their connections. A larger GRU, or a much longer training, may do better. But
+# every fact has to be packed into a state of fixed size, by a function that does not yet know the
+# question. Attention leaves the facts where they are.
 
 # %% [markdown]
 # ## Look at the weights
 #
-# Where does the trained layer look? Here is one unseen row. Point at a position, or move to it with the Tab key and
-# the arrow keys, to see how it distributes its weight.
+# Where does the trained layer look? Here is one unseen row. Point at a position, or move to it
+# with the Tab key and the arrow keys, to see how it distributes its weight.
 
 # %%
 g = torch.Generator().manual_seed(2)
@@ -1042,14 +1058,15 @@ figure = plot_attention(
 plt.show()
 
 # %% [markdown]
-# The questions look at the fact about the same person, and at nearly nothing else. The facts look at
-# themselves, since their own name fits best; where a question about the same person stands in the row, some of them also look
-# there. The training did not ask for this: facts are not part of the loss.
+# The questions look at the fact about the same person, and at nearly nothing else. The facts look
+# at themselves, since their own name fits best; where a question about the same person stands in
+# the row, some of them also look there. The training did not ask for this: facts are not part of
+# the loss.
 #
-# One row may be chosen well by chance. So we measure. For each question we know which
-# position it should look at: the fact with the same name. `relation_mass` takes a matrix that is
-# True at these places, and returns the weight that arrives there, averaged over all questions of
-# 200 rows. The same layer before training is the control.
+# One row may be chosen well by chance. So we measure. For each question we know which position it
+# should look at: the fact with the same name. `relation_mass` takes a matrix that is True at these
+# places, and returns the weight that arrives there, averaged over all questions of 200 rows. The
+# same layer before training is the control.
 
 # %% tags=["covers-F1"]
 relation = torch.zeros(200, FACTS + QUESTIONS, FACTS + QUESTIONS).bool()
@@ -1074,27 +1091,28 @@ assert longer > 0.9
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# More than 90 % of the weight of a question lies on its fact, and less than 30 % before training. With 16 facts, twice
-# as many as in training, still more than 90 % of the answers are right.
+# More than 90 % of the weight of a question lies on its fact, and less than 30 % before training.
+# With 16 facts, twice as many as in training, still more than 90 % of the answers are right.
 # ```
 #
-# The layer has learnt the lookup: `w_q` and `w_k` compare names, and `w_v` hands over the job. It also works in rows
-# that are longer than those of the training, because the weights depend only on how well each key
-# fits.
+# The layer has learnt the lookup: `w_q` and `w_k` compare names, and `w_v` hands over the job. It
+# also works in rows that are longer than those of the training, because the weights depend only on
+# how well each key fits.
 #
-# A caution. In this layer the weights explain the answer, because there is one layer, one head, and nothing
-# else that could carry information. In a deep model a position holds information about many others, and a picture
-# of weights shows where a head looked, not why the model answered as it did.
+# A caution. In this layer the weights explain the answer, because there is one layer, one head,
+# and nothing else that could carry information. In a deep model a position holds information about
+# many others, and a picture of weights shows where a head looked, not why the model answered as it
+# did.
 
 # %% [markdown]
 # ## Exercises
 #
 # ```{exercise} Backward through the softmax
 # :label: ex-04-backward
-# *10 minutes, easy.* A training program does not build the matrix of {eq}`eq-softmax-gradient`. It has the weights
-# {math}`a` and the derivatives {math}`g_i = \partial \mathcal L / \partial a_i`, and needs
-# {math}`\partial \mathcal L / \partial z_j`. Write `softmax_backward(weights, upstream)` for tensors of
-# shape `[T, S]`, one softmax in each row, with sums and products only.
+# *10 minutes, easy.* A training program does not build the matrix of {eq}`eq-softmax-gradient`. It
+# has the weights {math}`a` and the derivatives {math}`g_i = \partial \mathcal L / \partial a_i`,
+# and needs {math}`\partial \mathcal L / \partial z_j`. Write `softmax_backward(weights, upstream)`
+# for tensors of shape `[T, S]`, one softmax in each row, with sums and products only.
 #
 # *Hint.* Write down {math}`\sum_i g_i\, \partial a_i / \partial z_j`, and see what remains of the
 # bracket.
@@ -1117,9 +1135,9 @@ def softmax_backward(
 
 
 # %% [markdown]
-# {math}`\sum_i g_i a_i ([i = j] - a_j) = a_j\,(g_j - \sum_i g_i a_i)`. The inner sum is the mean of the
-# upstream gradient, weighted by attention. A key gets a higher score only if its value is better
-# than this mean.
+# {math}`\sum_i g_i a_i ([i = j] - a_j) = a_j\,(g_j - \sum_i g_i a_i)`. The inner sum is the mean
+# of the upstream gradient, weighted by attention. A key gets a higher score only if its value is
+# better than this mean.
 #
 # ```{solution-end}
 # ```
@@ -1130,13 +1148,13 @@ ch04.check_softmax_backward(softmax_backward)
 # %% [markdown]
 # ```{exercise} The mask in the right place
 # :label: ex-04-mask
-# *15 minutes, medium.* Write `masked_attention(q, k, v, mask)` with matrix operations, without the functions
-# of the package. `mask` is bool, True = attend, with the shape `[T, S]`. A query that may look at nothing
-# gets the output zero, and no gradient may be NaN.
+# *15 minutes, medium.* Write `masked_attention(q, k, v, mask)` with matrix operations, without the
+# functions of the package. `mask` is bool, True = attend, with the shape `[T, S]`. A query that
+# may look at nothing gets the output zero, and no gradient may be NaN.
 #
-# *Hint 1.* What must a forbidden score be before the softmax? *Hint 2.* A `masked_fill` of the *output* hides
-# a NaN there, but the weights still hold it, and the gradient of the values is multiplied by the weights.
-# Replace the scores of an empty row before the softmax.
+# *Hint 1.* What must a forbidden score be before the softmax? *Hint 2.* A `masked_fill` of the
+# *output* hides a NaN there, but the weights still hold it, and the gradient of the values is
+# multiplied by the weights. Replace the scores of an empty row before the softmax.
 # ```
 
 # %% [markdown]
@@ -1167,10 +1185,11 @@ ch04.check_masked_attention(masked_attention)
 # %% [markdown]
 # ```{exercise} When does attention cost more than its projections?
 # :label: ex-04-cost
-# *10 minutes, easy.* A self-attention layer of width {math}`D` has four matrices of {math}`D \times D`: three make
-# queries, keys and values, one works on the output. All {math}`T` positions pass through each of them. Write
-# `attention_share(length, d_model)`: the part of the layer's multiply-adds that belongs to
-# {eq}`eq-attention-cost`, with {math}`S = T` and {math}`d_k = d_v = D`. At which length is it one half?
+# *10 minutes, easy.* A self-attention layer of width {math}`D` has four matrices of {math}`D
+# \times D`: three make queries, keys and values, one works on the output. All {math}`T` positions
+# pass through each of them. Write `attention_share(length, d_model)`: the part of the layer's
+# multiply-adds that belongs to {eq}`eq-attention-cost`, with {math}`S = T` and {math}`d_k = d_v =
+# D`. At which length is it one half?
 # ```
 
 # %% [markdown]
@@ -1193,8 +1212,8 @@ for length in (128, 1024, 8192):
     print(f"T = {length:4d}, D = 512: {attention_share(length, 512):.2f}")
 
 # %% [markdown]
-# {math}`2T^2D = 4TD^2` gives {math}`T = 2D`. For the width 512 that is a length of 1,024. In shorter rows most of
-# the work is in the projections, in longer ones in the lookup.
+# {math}`2T^2D = 4TD^2` gives {math}`T = 2D`. For the width 512 that is a length of 1,024. In
+# shorter rows most of the work is in the projections, in longer ones in the lookup.
 #
 # ```{solution-end}
 # ```
@@ -1205,14 +1224,14 @@ ch04.check_attention_share(attention_share)
 # %% [markdown]
 # ```{exercise} Attention that forgets its weights
 # :label: ex-04-stream
-# *25 minutes, hard.* Write `streaming_attention(query, keys, values)` for one query of shape `[K]`: read
-# the pairs of key and value one by one, and keep only three things: the largest score so far, the sum of the powers, and the
-# weighted sum of the values. Keep powers of *score minus largest score*, so that a score of 1,000 does no
-# harm.
+# *25 minutes, hard.* Write `streaming_attention(query, keys, values)` for one query of shape
+# `[K]`: read the pairs of key and value one by one, and keep only three things: the largest score
+# so far, the sum of the powers, and the weighted sum of the values. Keep powers of *score minus
+# largest score*, so that a score of 1,000 does no harm.
 #
-# *Hint 1.* First write it without the largest score. *Hint 2.* When a new largest score comes, both sums
-# hold powers relative to the old one. By which factor must they be multiplied? *Hint 3.* Begin with the
-# largest score {math}`-\infty`.
+# *Hint 1.* First write it without the largest score. *Hint 2.* When a new largest score comes,
+# both sums hold powers relative to the old one. By which factor must they be multiplied? *Hint 3.*
+# Begin with the largest score {math}`-\infty`.
 # ```
 
 # %% [markdown]
@@ -1242,9 +1261,9 @@ def streaming_attention(
 
 
 # %% [markdown]
-# The first shrinking factor is {math}`e^{-\infty} = 0`, and both sums are zero anyway. At the end the
-# division by the sum of the powers happens once. Fused kernels do the same with groups of keys instead of single
-# ones.
+# The first shrinking factor is {math}`e^{-\infty} = 0`, and both sums are zero anyway. At the end
+# the division by the sum of the powers happens once. Fused kernels do the same with groups of keys
+# instead of single ones.
 #
 # ```{solution-end}
 # ```
@@ -1255,13 +1274,13 @@ ch04.check_streaming_attention(streaming_attention)
 # %% [markdown]
 # ## What to keep
 #
-# Attention is a soft lookup: scalar products of queries and keys, a softmax over the keys, and a weighted average
-# of the values. Every position reaches every other one in a single step, so distance does not weaken what
-# arrives. The factor {math}`1/\sqrt{d_k}` keeps the scores of a new model at variance 1; without it
-# the softmax saturates, and a saturated softmax passes no gradient. A mask acts before the softmax,
-# True means attend, and a row without any key must give zero and not NaN. Attention does not know the
-# order of its inputs. Its work grows with {math}`T^2`, its memory too, unless a fused kernel computes
-# the weights without storing them.
+# Attention is a soft lookup: scalar products of queries and keys, a softmax over the keys, and a
+# weighted average of the values. Every position reaches every other one in a single step, so
+# distance does not weaken what arrives. The factor {math}`1/\sqrt{d_k}` keeps the scores of a new
+# model at variance 1; without it the softmax saturates, and a saturated softmax passes no
+# gradient. A mask acts before the softmax, True means attend, and a row without any key must give
+# zero and not NaN. Attention does not know the order of its inputs. Its work grows with
+# {math}`T^2`, its memory too, unless a fused kernel computes the weights without storing them.
 #
-# A layer looks things up in one way. Chapter 05 gives it several heads, so that it can look for several
-# things at once.
+# A layer looks things up in one way. Chapter 05 gives it several heads, so that it can look for
+# several things at once.
