@@ -69,10 +69,11 @@ PINK, YELLOW = "#CC79A7", "#E69F00"
 # key meet as before, only in other places. The outputs are the same vectors, shuffled in the same
 # way:
 #
-# $$f(x_{\pi(1)}, \dots, x_{\pi(T)})_t = f(x_1, \dots, x_T)_{\pi(t)}$$ (eq-equivariant)
+# $$f(x_\pi)_t = f(x)_{\pi(t)}$$ (eq-equivariant)
 #
-# Here {math}`\pi` is a permutation, that is, a list of all positions in another order. A function
-# with this property is called **permutation-equivariant**. We test the attention layer of the
+# Here {math}`\pi` is a permutation, that is, a list of all positions in another order, and
+# {math}`x_\pi = (x_{\pi(1)}, \dots, x_{\pi(T)})` are the inputs in that order. A function with this
+# property is called **permutation-equivariant**. We test the attention layer of the
 # package in 64-bit numbers. The second test adds a vector to each position, a different one at each
 # place, before the layer.
 
@@ -320,9 +321,9 @@ print(f"one block: no difference; two blocks: {gaps[2]:.2f}")
 #
 # $$\begin{aligned}
 # PE_{p,\,2i} &= \sin(\omega_i\, p) \\
-# PE_{p,\,2i+1} &= \cos(\omega_i\, p)
-# \end{aligned}
-# \qquad \omega_i = 10000^{-2i/D}$$ (eq-sinusoids)
+# PE_{p,\,2i+1} &= \cos(\omega_i\, p) \\
+# \omega_i &= 10000^{-2i/D}
+# \end{aligned}$$ (eq-sinusoids)
 #
 # Here {math}`p` is the position, counted from 0, and {math}`i` numbers the hands from 0 to
 # {math}`D/2 - 1`. The first hand turns by one radian a step. The last turns about 10,000 times more
@@ -375,12 +376,12 @@ plt.show()
 #
 # Why two numbers for each hand? With the sine alone, the angles {math}`\alpha` and
 # {math}`\pi - \alpha` look alike. And there is a better reason: with both, **a shift is a
-# rotation**. To go {math}`k` positions on, turn each hand by the angle {math}`\omega_i k`:
+# rotation**. To go {math}`k` positions on, turn each hand by the angle {math}`\alpha = \omega_i k`.
+# With {math}`s_p = \sin \omega_i p` and {math}`c_p = \cos \omega_i p`, the two numbers of the hand:
 #
-# $$\begin{pmatrix} \sin \omega_i(p+k) \\ \cos \omega_i(p+k) \end{pmatrix} =
-# \begin{pmatrix} \cos \omega_i k & \sin \omega_i k \\ -\sin \omega_i k & \cos \omega_i k
-# \end{pmatrix}
-# \begin{pmatrix} \sin \omega_i p \\ \cos \omega_i p \end{pmatrix}$$ (eq-rotation)
+# $$\begin{pmatrix} s_{p+k} \\ c_{p+k} \end{pmatrix} =
+# \begin{pmatrix} \cos \alpha & \sin \alpha \\ -\sin \alpha & \cos \alpha \end{pmatrix}
+# \begin{pmatrix} s_p \\ c_p \end{pmatrix}$$ (eq-rotation)
 #
 # The matrix contains {math}`k` and not {math}`p`. So one fixed matrix gives "the token three places
 # before", wherever you stand, and a matrix is what a head has in {math}`W^Q` and {math}`W^K`.
@@ -499,8 +500,8 @@ except ValueError as error:
     print(f"our BERT has a table of 5: {error}")
 
 # %% [markdown]
-# T5 takes the third way: it adds nothing to the words. What matters, it says, is not where a word
-# stands but how far it is from another. So each head has a table with one number for each
+# T5 takes a third way: it adds nothing to the words. Often it does not matter where a word stands, but
+# how far it is from another. So each head has a table with one number for each
 # *distance*, and adds this number to the score of query and key before the softmax. To keep the
 # table short, distances share entries: near distances have one each, far ones share on a logarithmic
 # scale, and all from 128 on share the last. Such a shared entry is called a **bucket**. The encoder
@@ -541,7 +542,7 @@ print("distances in one bucket: 1 near 0, 23 from −150 to −128")
 # linear function of them. The second half of each block works on a single position, and it is not
 # linear. Vaswani et al. call it the *position-wise feed-forward network*:
 #
-# $$\mathrm{FFN}(x) = \max(0,\; x W_1 + b_1)\, W_2 + b_2$$ (eq-ff)
+# $$\mathrm{FFN}(x) = \max(0, xW_1 + b_1)W_2 + b_2$$ (eq-ff)
 #
 # {math}`x` is the vector of one position, of width {math}`D`. {math}`W_1` makes it wider, to
 # {math}`F` numbers, usually {math}`F = 4D`. The function {math}`\max(0, z)` sets negative numbers to
@@ -710,9 +711,11 @@ plt.show()
 # That is the task of the norm. It takes the vector of one position, shifts it so that its mean is
 # 0, and scales it so that its variance is 1 {cite:p}`ba2016`:
 #
-# $$\mathrm{LayerNorm}(x)_d = g_d\, \frac{x_d - \mu}{\sqrt{\sigma^2 + \epsilon}} + b_d, \qquad
-# \mu = \frac1D \sum_{d=1}^{D} x_d, \qquad
-# \sigma^2 = \frac1D \sum_{d=1}^{D} (x_d - \mu)^2$$ (eq-layernorm)
+# $$\begin{aligned}
+# \mathrm{LayerNorm}(x)_d &= g_d\, \frac{x_d - \mu}{\sqrt{\sigma^2 + \epsilon}} + b_d \\
+# \mu &= \frac1D \sum_{d=1}^{D} x_d \\
+# \sigma^2 &= \frac1D \sum_{d=1}^{D} (x_d - \mu)^2
+# \end{aligned}$$ (eq-layernorm)
 #
 # The gain {math}`g` and the bias {math}`b` are learnt, one pair for each of the {math}`D` columns;
 # they begin at 1 and 0. {math}`\epsilon` is a small number that prevents a division by zero. Mean and
@@ -974,7 +977,8 @@ def look(stack: nn.Module, step) -> dict[str, list[float]]:
 
 steps = {"post-norm": post_norm, "pre-norm": pre_norm, "no sum": no_sum}
 found = {}
-print("blocks             ff first  ff last  queries last  alike  size")
+print("gradients of the last block, and its output")
+print("blocks             ff   queries  alike  size")
 for n in (2, 6, 12, 24):
     stacks = two_stacks(n, 64, 256, seed=0)
     for name, step in steps.items():
@@ -982,10 +986,9 @@ for n in (2, 6, 12, 24):
         r = found[n, name] = look(stack, step)
         last = r["queries"][-1]
         shown = f"{last:.4f}" if last > 1e-4 else "< 0.0001"
-        print(
-            f"{n:2d} {name:>10}     {r['ff'][0]:9.2f} {r['ff'][-1]:8.2f} "
-            f"{shown:>13} {r['alike'][-1]:6.2f} {r['size'][0]:5.2f}"
-        )
+        alike, size = r["alike"][-1], r["size"][0]
+        print(f"{n:2d} {name:>9}  {r['ff'][-1]:7.2f}  {shown:>8}", end="")
+        print(f"  {alike:5.2f}  {size:4.2f}")
 
 # %%
 deep_post, deep_pre = found[24, "post-norm"], found[24, "pre-norm"]
@@ -1043,8 +1046,26 @@ plt.show()
 # so its gradient is zero: that is the panel in the middle {cite:p}`noci2022`. It is not
 # true that *all* gradients vanish in a deep post-norm model: those of the feed-forward layers do not.
 #
-# All this depends on the start weights. We used those of the first Transformer. With much smaller
-# ones each layer adds little, and the two kinds of stack are nearly the same.
+# All this depends on the start weights. We used those of the first Transformer. With matrices of a
+# tenth of their size each layer adds little to the stream, and the two kinds of stack are nearly the
+# same:
+
+# %%
+stacks = two_stacks(24, 64, 256, seed=0)
+print("matrices times 0.1")
+small = {}
+for name, stack in stacks.items():
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.mul_(0.1 if parameter.ndim == 2 else 1)
+    small[name] = r = look(stack, steps[name])
+    last, alike = r["ff"][-1], r["alike"][-1]
+    print(f"{name:>9}: feed-forward {last:.3f}, alike {alike:.2f}")
+assert 0.8 < small["post-norm"]["ff"][-1] / small["pre-norm"]["ff"][-1] < 1.25
+assert small["post-norm"]["alike"][-1] < 0.1
+
+# %% [markdown]
+# So whoever speaks about post-norm must also say which start weights are meant.
 
 # %% [markdown]
 # ## Training a deep model
@@ -1166,13 +1187,19 @@ plt.show()
 # The article describes the feed-forward layer with ReLU, as in {eq}`eq-ff`. BERT and GPT have another
 # function in its place, the *Gaussian error linear unit*, **GELU** {cite:p}`hendrycks2016`:
 #
-# $$\mathrm{GELU}(z) = z\,\Phi(z) = \frac z2 \left(1 + \mathrm{erf}\frac{z}{\sqrt2}\right)$$ (eq-gelu)
+# $$\begin{aligned}
+# \mathrm{GELU}(z) &= z\,\Phi(z) \\
+# \Phi(z) &= \tfrac12 \left(1 + \mathrm{erf}(z/\sqrt2)\right)
+# \end{aligned}$$ (eq-gelu)
 #
 # {math}`\Phi(z)` is the probability that a normally distributed number is below {math}`z`. ReLU
 # multiplies {math}`z` by 0 or 1. GELU multiplies it by something in between, so it has no kink. When
 # GPT-2 was written, `erf` was slow, and its authors took an approximation:
 #
-# $$\mathrm{GELU}(z) \approx \frac z2 \left(1 + \tanh\Bigl(\sqrt{2/\pi}\,(z + 0.044715\, z^3)\Bigr)\right)$$ (eq-gelu-tanh)
+# $$\begin{aligned}
+# \mathrm{GELU}(z) &\approx \tfrac12\, z\, (1 + \tanh u) \\
+# u &= \sqrt{2/\pi}\,(z + 0.044715\, z^3)
+# \end{aligned}$$ (eq-gelu-tanh)
 #
 # The two forms are different functions. A model must be run with the one it was trained with. BERT
 # has the first, GPT-2 the second. In the package they are called `gelu` and `gelu_tanh`.
@@ -1283,12 +1310,12 @@ letter_losses = {
 }
 means = {key: sum(v) / len(v) for key, v in letter_losses.items()}
 with measured():
-    print("start of W_1  function  three seeds           mean")
+    print("start  function  three seeds         mean")
     for (wide, activation), losses in letter_losses.items():
-        start = "1 / sqrt(D)" if wide else "0.02"
-        three = "  ".join(f"{loss:.3f}" for loss in losses)
+        start = "wide" if wide else "0.02"
+        three = " ".join(f"{loss:.3f}" for loss in losses)
         mean = means[wide, activation]
-        print(f"{start:>12}  {activation:>8}  {three}  {mean:.3f}")
+        print(f"{start:>5}  {activation:>8}  {three}  {mean:.3f}")
 assert means[False, "gelu"] > means[False, "relu"] + 0.08
 assert abs(means[True, "gelu"] - means[True, "relu"]) < 0.08
 assert means[True, "gelu"] < means[False, "gelu"] - 0.1
