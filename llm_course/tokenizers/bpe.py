@@ -11,20 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
-from llm_course.tokenizers.words import check_ids, count_words, word_cutter
+from llm_course.tokenizers.words import byte_letters, check_ids, count_words, word_cutter
 
 Pair = tuple[str, str]
-
-
-def byte_letters() -> dict[int, str]:
-    """GPT-2's visible letter for each byte: itself if printable, else one from U+0100 on.
-
-    A space is "Ġ", a line feed "Ċ". With letters for bytes, pieces are plain strings.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in printable]
-    moved = {byte: chr(0x100 + n) for n, byte in enumerate(hidden)}
-    return {byte: moved.get(byte, chr(byte)) for byte in range(256)}
 
 
 def join_pair(pieces: Sequence[str], pair: Pair, joined: str) -> list[str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
-from llm_course.tokenizers.unigram_training import Scores, learn_pieces, viterbi
+from llm_course.tokenizers.lattice import Scores, viterbi
+from llm_course.tokenizers.unigram_training import learn_pieces
 from llm_course.tokenizers.words import check_ids, count_words, word_cutter
 
 SPECIAL = SPECIAL_TOKENS["unigram"]

@@ -44,6 +44,17 @@ def no_text() -> DataError:
     return DataError("texts must hold at least one character, got none")
 
 
+def byte_letters() -> dict[int, str]:
+    """GPT-2's visible letter for each byte: itself if printable, else one from U+0100 on.
+
+    A space is "Ġ", a line feed "Ċ". With letters for bytes, pieces are plain strings.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    moved = {byte: chr(0x100 + n) for n, byte in enumerate(hidden)}
+    return {byte: moved.get(byte, chr(byte)) for byte in range(256)}
+
+
 def word_cutter(kind: str, lowercase: bool = False) -> Cut:
     """The function that normalizes a text and cuts it into the words of this kind.
 
