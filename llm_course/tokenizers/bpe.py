@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
 from llm_course.tokenizers.words import byte_letters, check_ids, count_words, word_cutter
@@ -50,7 +51,7 @@ def learn_merges(
     places: defaultdict[Pair, set[int]] = defaultdict(set)  # the words that had this pair
 
     def count_pairs(number: int, sign: int) -> None:
-        for pair in zip(splits[number], splits[number][1:], strict=False):
+        for pair in pairwise(splits[number]):
             pair_counts[pair] += sign * frequencies[number]
             places[pair].add(number)
             if not pair_counts[pair]:
@@ -99,7 +100,7 @@ class BPE:
     def split_word(self, word: str) -> list[str]:
         """Replay the joins on one word: always the oldest that is possible."""
         pieces = list(word)
-        while pairs := self.ranks.keys() & set(zip(pieces, pieces[1:], strict=False)):
+        while pairs := self.ranks.keys() & set(pairwise(pieces)):
             pair = min(pairs, key=self.ranks.__getitem__)
             pieces = join_pair(pieces, pair, pair[0] + pair[1])
         return pieces

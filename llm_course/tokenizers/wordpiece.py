@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from llm_course.tokenizers.bpe import Pair, learn_merges
-from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
+from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size, untrained
 from llm_course.tokenizers.words import check_ids, count_characters, count_words, word_cutter
 
 PREFIX = "##"
@@ -70,9 +70,10 @@ class WordPiece:
         texts = texts if isinstance(texts, str) else list(texts)  # they are read twice
         counts = count_words(texts, cut)
         limit = max(1, (vocab_size - len(special_tokens)) // 4)
+        split = untrained("wordpiece").pre_tokenizer.pre_tokenize_str
         common = common_characters(count_characters(texts, "wordpiece", lowercase), limit)
-        alphabet = sorted(c for c in common if cut(c))  # a space is in no word
-        inside = [c for c in alphabet if len(cut("a" + c)) == 1]  # signs never continue a word
+        alphabet = sorted(c for c in common if split(c))  # a space is in no word
+        inside = [c for c in alphabet if len(split("a" + c)) == 1]  # signs never continue a word
         first = [*special_tokens, *(PREFIX + c for c in inside), *alphabet]
         vocab = {piece: i for i, piece in enumerate(first)}
         known = set(alphabet)
