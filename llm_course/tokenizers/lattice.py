@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 Scores = dict[str, float]  # log probability of each piece, in nats
 
@@ -20,13 +20,13 @@ def log_add(a: float, b: float) -> float:
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
 
-def expected_counts(words: Counter[str], scores: Scores) -> Counter[str]:
+def expected_counts(words: Counter[str], scores: Scores) -> dict[str, float]:
     r"""E step: how often each piece is expected, $\sum_w c_w\,p(\text{piece at } s..e \mid w)$.
 
     `before[i]` is the log probability of all splits of the first i characters, `after[i]` of the
     rest; a piece between s and e has the share exp(before[s] + score + after[e] - before[n]).
     """
-    counts: Counter[str] = Counter()
+    counts: dict[str, float] = defaultdict(float)
     longest = max(map(len, scores))
     for word, frequency in words.items():
         n = len(word)
@@ -38,7 +38,7 @@ def expected_counts(words: Counter[str], scores: Scores) -> Counter[str]:
         before, after = [0.0] + [-math.inf] * n, [-math.inf] * n + [0.0]
         for s, e, score in arcs:
             before[e] = log_add(before[e], before[s] + score)
-        for s, e, score in reversed(arcs):
+        for s, e, score in arcs[::-1]:
             after[s] = log_add(after[s], after[e] + score)
         for s, e, score in arcs:
             share = math.exp(before[s] + score + after[e] - before[n])

@@ -21,7 +21,7 @@ def digamma(x: float) -> float:
     return result + math.log(x) - 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4)
 
 
-def maximize(counts: Counter[str]) -> Scores:
+def maximize(counts: dict[str, float]) -> Scores:
     """M step. With digamma for log (variational Bayes), rare pieces lose more than their share.
 
     Pieces expected less than half a time go, but a character stays: else words had no split.
