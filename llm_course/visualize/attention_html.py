@@ -48,10 +48,10 @@ def visible(token: str) -> str:
 
 
 def hundredths(weights: Sequence[Float[Tensor, "H T S"]]) -> Int[Tensor, "L H T S"]:
-    """One byte a weight: 0 where it is exactly 0 (masked), else 1 + the weight in hundredths."""
-    values = torch.stack([w.detach().float().cpu() for w in weights])
-    codes = (values * 100).round() + 1
-    return codes.where(values > 0, torch.zeros_like(codes)).to(torch.uint8)
+    """A number up to 101 for each weight: 0 where it is exactly 0 (masked), else 1 + hundredths."""
+    values = torch.stack(list(weights))
+    codes = (values * 100).round().int() + 1
+    return codes.where(values > 0, torch.zeros_like(codes))
 
 
 def number(code: int) -> str:
@@ -132,9 +132,9 @@ def page_part(
         "layer": layer,
         "head": head,
     }
+    payload = base64.b64encode(bytes(codes.flatten().tolist())).decode()
     measured = measured_html(
-        json_script("llm-av-weights", base64.b64encode(codes.numpy().tobytes()).decode())
-        + table(codes[layer], layer, head, queries, keys)
+        json_script("llm-av-weights", payload) + table(codes[layer], layer, head, queries, keys)
     )
     name = "Attention view" + (f": {title}" if title else "")
     heading = f'<p class="llm-av-title">{escape(title)}</p>\n' if title else ""
