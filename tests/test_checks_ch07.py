@@ -11,6 +11,8 @@ from torch import Tensor
 
 from llm_course.checks import ch07
 from llm_course.checks.grading import CheckFailed
+from llm_course.configs import TransformerConfig
+from llm_course.models.transformer import Transformer
 from llm_course.objectives.batching import shift_right
 
 
@@ -199,6 +201,15 @@ RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
     (SMOOTH, smoothed),
     (SHIFT, shift_right),
 ]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_count_of_the_check_is_that_of_the_model(tied: bool) -> None:
+    sizes = {"vocab_size": 50, "n_layers": 2, "n_decoder_layers": 3, "d_model": 24, "d_ff": 20}
+    model = Transformer(TransformerConfig(**sizes, n_heads=3, tied=tied))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert ch07._count(*sizes.values(), tied, False) == parameters
+    assert ch07._count(*sizes.values(), tied, False, cross=False) != parameters
 
 
 @pytest.mark.parametrize(("check", "answer"), RIGHT)
