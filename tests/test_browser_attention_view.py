@@ -133,6 +133,16 @@ def test_the_keyboard_alone_reaches_everything(show: Open) -> None:
     assert page.evaluate("document.activeElement.getAttribute('role')") == "region"
 
 
+def test_the_page_around_gets_no_plain_key_but_commands_and_escape(show: Open) -> None:
+    """JupyterLab has a command on most keys: "x" cuts the cell."""
+    page = show(causal_view()).page
+    page.evaluate("document.addEventListener('keydown', e => (window.keys ||= []).push(e.key))")
+    page.locator(".llm-av-chip").first.focus()
+    for key in ("x", "ArrowDown", "Escape", "Control+s"):
+        page.keyboard.press(key)
+    assert page.evaluate("window.keys") == ["Escape", "Control", "s"]
+
+
 def test_what_has_the_focus_has_an_outline(show: Open) -> None:
     page = show(causal_view()).page
     seen = []

@@ -140,7 +140,7 @@ def page_part(
     heading = f'<p class="llm-av-title">{escape(title)}</p>\n' if title else ""
     return (
         '<div class="llm-av mathjax_ignore tex2jax_ignore" role="group" '
-        f'aria-label="{escape(name)}" data-lm-suppress-shortcuts="true">\n'
+        f'aria-label="{escape(name)}">\n'
         f"<style>\n{style}</style>\n"
         f"{heading}"
         '<p class="llm-av-note">Where scripts run, this is an interactive view. '
