@@ -570,8 +570,8 @@ assert bound.compute != bound.seconds  # here the other limit counts
 # $$ (eq-device-hours)
 #
 # Two of these numbers are **assumptions**, and they stand in the cell as variables: change them
-# and run it again. The price is what an hour of an A100 may cost when you rent it; offers differ
-# by a factor of three. The MFU of a good large run is between 0.3 and 0.5.
+# and run it again. The price is what an hour of an A100 may cost when you rent it; offers
+# differ widely, and change. The MFU of a good large run is between 0.3 and 0.5.
 #
 # The tokens come from the papers. GPT-3 was trained on 300 billion {cite:p}`brown2020`. T5 saw a
 # million batches of 2,048 rows of 512 tokens {cite:p}`raffel2020`; its targets have 114 tokens,
