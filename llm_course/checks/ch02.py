@@ -10,7 +10,6 @@ from torch import Tensor
 
 from llm_course.checks.grading import CheckFailed, expect_close, expect_equal, expect_shape, passed
 
-
 BOTH = "padding closes columns only, here it closes rows too"
 
 
