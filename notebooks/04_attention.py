@@ -227,7 +227,8 @@ assert torch.allclose(output, expected, atol=1e-6)
 # %% [markdown]
 # The first scalar product is {math}`1\cdot2 + 1\cdot2 = 4`, and half of it is 2. The three powers
 # are {math}`e^2`, {math}`e^1` and {math}`e^0`. The first key gets two thirds of the weight. The
-# output is {math}`0.665 \cdot (10, 0) + 0.245 \cdot (0, 10) + 0.090 \cdot (10, 10)`.
+# output is {math}`0.665 \cdot (10, 0)` plus {math}`0.245 \cdot (0, 10)`
+# plus {math}`0.090 \cdot (10, 10)`.
 #
 # How soft is the dictionary? Make the query longer, and all scores grow by the same factor.
 
@@ -283,8 +284,10 @@ plt.show()
 # the keys those of {math}`K` and the values those of {math}`V`, both with {math}`S` rows. Queries
 # and keys have {math}`d_k` numbers each. The formula is equation (1) of {cite:t}`vaswani2017`:
 #
-# $$\operatorname{Attention}(Q, K, V)
-# = \operatorname{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}}\Bigr)\,V$$ (eq-attention)
+# $$\begin{aligned}
+# &\operatorname{Attention}(Q, K, V) \\
+# &\quad = \operatorname{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}}\Bigr)\,V
+# \end{aligned}$$ (eq-attention)
 #
 # The number in row {math}`t` and column {math}`s` of {math}`QK^\top` is the scalar product of
 # query {math}`t` and key {math}`s`. The softmax works on each **row**: one query, all keys. As
@@ -1025,7 +1028,7 @@ plt.show()
 #
 # The attention layer needs fewer than a hundred steps. The GRU has more parameters, and its loss
 # stays near {math}`\log 8`. This is the loss of a model that knows *which* eight jobs the row has
-# named, but not *whose* they are. It is the fault of the average from the first section: all words
+# named, but hardly *whose* they are. It is the fault of the average from the first section: all words
 # are there, without their connections. A larger GRU, or a much longer training, may do better. But
 # every fact has to be packed into a state of fixed size, by a function that does not yet know the
 # question. Attention leaves the facts where they are.
