@@ -260,7 +260,7 @@ assert results["pretrained", 8][0] > results["from scratch", 8][0] + 0.15
 assert results["pretrained", 8][0] > results["wrong words", 8][0] + 0.1
 assert results["pretrained", 8][0] > results["from scratch", 32][0] - 0.1
 assert results["wrong words", 8][0] < results["from scratch", 8][0] + 0.05
-assert results["pretrained", 8][1] > 0.35
+assert results["pretrained", 8][1] > 0.3
 assert results["from scratch", 8][1] < 0.25
 
 # %%
@@ -296,12 +296,12 @@ plt.show()
 # ```{admonition} What you should see
 # :class: see
 # With 8 labelled stories, F1 is higher by at least 0.15 after pretraining. Of the words without a label
-# the pretrained model finds more than 35 %, and the model from scratch fewer than 25 %.
+# the pretrained model finds more than 30 %, and the model from scratch fewer than 25 %.
 # ```
 #
 # Compare the two lines of {numref}`fig-02-pretraining`. Pretraining replaces labels: a few stories
 # with it do the work of many without it. The last column of the table says where the gain
-# comes from. In fine-tuning a model learns that "Norna" is a person. The pretrained model has moved
+# comes from. In fine-tuning a model learns that certain names are persons. The pretrained model has moved
 # the vectors of words that are used alike near to each other, so it has learnt something about
 # the other names too. The control confirms it: with
 # the wrong vectors nothing of the gain is left. It is even below the model from scratch, because the matrices
