@@ -542,7 +542,10 @@ print("distances in one bucket: 1 near 0, 23 from −150 to −128")
 # linear function of them. The second half of each block works on a single position, and it is not
 # linear. Vaswani et al. call it the *position-wise feed-forward network*:
 #
-# $$\mathrm{FFN}(x) = \max(0, xW_1 + b_1)W_2 + b_2$$ (eq-ff)
+# $$\begin{aligned}
+# \mathrm{FFN}(x) &= h W_2 + b_2 \\
+# h &= \max(0,\; x W_1 + b_1)
+# \end{aligned}$$ (eq-ff)
 #
 # {math}`x` is the vector of one position, of width {math}`D`. {math}`W_1` makes it wider, to
 # {math}`F` numbers, usually {math}`F = 4D`. The function {math}`\max(0, z)` sets negative numbers to
@@ -712,12 +715,12 @@ plt.show()
 # 0, and scales it so that its variance is 1 {cite:p}`ba2016`:
 #
 # $$\begin{aligned}
-# \mathrm{LayerNorm}(x)_d &= g_d\, \frac{x_d - \mu}{\sqrt{\sigma^2 + \epsilon}} + b_d \\
+# y_d &= g_d\, \frac{x_d - \mu}{\sqrt{\sigma^2 + \epsilon}} + b_d \\
 # \mu &= \frac1D \sum_{d=1}^{D} x_d \\
 # \sigma^2 &= \frac1D \sum_{d=1}^{D} (x_d - \mu)^2
 # \end{aligned}$$ (eq-layernorm)
 #
-# The gain {math}`g` and the bias {math}`b` are learnt, one pair for each of the {math}`D` columns;
+# Here {math}`y = \mathrm{LayerNorm}(x)`. The gain {math}`g` and the bias {math}`b` are learnt, one pair for each of the {math}`D` columns;
 # they begin at 1 and 0. {math}`\epsilon` is a small number that prevents a division by zero. Mean and
 # variance are taken over the numbers of *one* position. No other position and no other text of the
 # batch has an influence.
@@ -978,7 +981,7 @@ def look(stack: nn.Module, step) -> dict[str, list[float]]:
 steps = {"post-norm": post_norm, "pre-norm": pre_norm, "no sum": no_sum}
 found = {}
 print("gradients of the last block, and its output")
-print("blocks             ff   queries  alike  size")
+print("blocks         ff  queries alike size")
 for n in (2, 6, 12, 24):
     stacks = two_stacks(n, 64, 256, seed=0)
     for name, step in steps.items():
@@ -987,8 +990,8 @@ for n in (2, 6, 12, 24):
         last = r["queries"][-1]
         shown = f"{last:.4f}" if last > 1e-4 else "< 0.0001"
         alike, size = r["alike"][-1], r["size"][0]
-        print(f"{n:2d} {name:>9}  {r['ff'][-1]:7.2f}  {shown:>8}", end="")
-        print(f"  {alike:5.2f}  {size:4.2f}")
+        print(f"{n:2d} {name:>9} {r['ff'][-1]:.2f} {shown:>8}", end="")
+        print(f" {alike:5.2f} {size:.2f}")
 
 # %%
 deep_post, deep_pre = found[24, "post-norm"], found[24, "pre-norm"]
@@ -1060,7 +1063,7 @@ for name, stack in stacks.items():
             parameter.mul_(0.1 if parameter.ndim == 2 else 1)
     small[name] = r = look(stack, steps[name])
     last, alike = r["ff"][-1], r["alike"][-1]
-    print(f"{name:>9}: feed-forward {last:.3f}, alike {alike:.2f}")
+    print(f"{name:>9}: ff {last:.3f}, alike {alike:.2f}")
 assert 0.8 < small["post-norm"]["ff"][-1] / small["pre-norm"]["ff"][-1] < 1.25
 assert small["post-norm"]["alike"][-1] < 0.1
 
@@ -1310,12 +1313,12 @@ letter_losses = {
 }
 means = {key: sum(v) / len(v) for key, v in letter_losses.items()}
 with measured():
-    print("start  function  three seeds         mean")
+    print("start     three seeds          mean")
     for (wide, activation), losses in letter_losses.items():
         start = "wide" if wide else "0.02"
         three = " ".join(f"{loss:.3f}" for loss in losses)
         mean = means[wide, activation]
-        print(f"{start:>5}  {activation:>8}  {three}  {mean:.3f}")
+        print(f"{start} {activation} {three}  {mean:.3f}")
 assert means[False, "gelu"] > means[False, "relu"] + 0.08
 assert abs(means[True, "gelu"] - means[True, "relu"]) < 0.08
 assert means[True, "gelu"] < means[False, "gelu"] - 0.1
