@@ -469,7 +469,9 @@ cheating = train_on_noise(decode_without_mask)
 ends = [sum(losses[-25:]) / 25 for losses in (honest, cheating)]
 with measured():
     print(f"mean loss of the last 25 steps, with mask: {ends[0]:.3f}")
-    print(f"without mask: {ends[1]:.3f}, floor: {math.log(10):.3f}")
+    print(f"without mask: {ends[1]:.3f}")
+print(f"floor: log(10) = {math.log(10):.3f}")
+print(f"log(10) / 8 = {math.log(10) / 8:.3f}")
 assert abs(ends[0] - math.log(10)) < 0.03
 assert ends[1] < 0.6
 
@@ -491,7 +493,7 @@ plt.show()
 # The model without a mask seems to guess random digits. It has learnt to copy each answer
 # from the place to its right, where the decoder's input contains it. The last digit of a row stands in no input, and this
 # one digit of eight is what keeps the loss above zero:
-# {math}`\log(10)/8 \approx 0.29`. When it has to write, there is nothing to its right, and it knows
+# {math}`\log(10)/8`. When it has to write, there is nothing to its right, and it knows
 # nothing. The causal mask is not a detail of the decoder. Without it, training and writing are
 # different tasks.
 
@@ -744,9 +746,8 @@ new = Transformer(TransformerConfig(n_layers=1, n_decoder_layers=1))
 row_length = new.token_embedding.weight.norm(dim=1).mean().item()
 position_length = new.position_table.norm(dim=1).mean().item()
 print(f"d_model = 512: a row of the table has the length {row_length:.2f},")
-print(
-    f"times the factor {512**0.5 * row_length:.2f}; a position {position_length:.2f}"
-)
+print(f"times the factor {512**0.5 * row_length:.2f},")
+print(f"and a position {position_length:.2f}")
 
 # %% [markdown]
 # A row of the table has the length 1. Beside it a position is 16 times as long. With the factor the token is the
@@ -1037,7 +1038,7 @@ settings |= {"beta2": 0.98}
 config = TrainConfig(max_steps=150, lr=5e-3, **settings)
 for _ in train(walker, Stream(clock_walks), seq2seq_loss_fn, config):
     pass
-walker.eval().requires_grad_(False)
+walker = walker.eval().requires_grad_(False)
 
 # %% [markdown]
 # Now compare two ways of running the same model on the same 1,000 new walks. *Forced*: it reads the
@@ -1185,9 +1186,9 @@ best_gap = math.log(1 + 0.9 * 13 / 0.1)
 gaps = {epsilon: descend(epsilon) for epsilon in (0.0, 0.1)}
 assert abs(gaps[0.1][-1] - best_gap) < 1e-10
 assert gaps[0.0][-1] > gaps[0.0][999] + 0.5  # still growing
-gradient_zero = torch.full((1, 1, 13), 0.0, dtype=torch.float64)
-gradient_zero[0, 0, 4] = best_gap
-floor = seq2seq_loss(gradient_zero, torch.tensor([[4]]), smoothing=0.1)[0]
+best_logits = torch.full((1, 1, 13), 0.0, dtype=torch.float64)
+best_logits[0, 0, 4] = best_gap
+floor = seq2seq_loss(best_logits, torch.tensor([[4]]), smoothing=0.1)[0]
 print(f"best distance for V = 13: {best_gap:.3f}")
 print(f"lowest smoothed loss for V = 13: {floor:.3f} nats")
 print(f"best distance for V = 37,000: {math.log(1 + 0.9 * 37_000 / 0.1):.1f}")
