@@ -36,6 +36,7 @@ __all__ = [
     "BlockBatches",
     "BlockEvaluation",
     "DocumentBatches",
+    "EndlessBatches",
     "PaddedBatches",
     "shift_right",
 ]
@@ -43,7 +44,7 @@ __all__ = [
 Batch = dict[str, Tensor]
 
 
-class _Endless:
+class EndlessBatches:
     """Epochs of batches, one after the other; a subclass shuffles an epoch and gathers a batch."""
 
     def __init__(self, context: int, batch_size: int, seed: int, rank: int, world_size: int):
@@ -72,6 +73,7 @@ class _Endless:
         while True:
             if self.offset >= self.batches_per_epoch:
                 self.epoch, self.offset = self.epoch + 1, 0
+                self._prepare()
             first = (self.offset * self.world_size + self.rank) * self.batch_size
             batch = self._gather(first, first + self.batch_size)
             self.offset += 1  # before the yield: a state saved now goes on with the next batch
@@ -130,7 +132,7 @@ class _Endless:
         raise NotImplementedError
 
 
-class DocumentBatches(_Endless):
+class DocumentBatches(EndlessBatches):
     """Rows of whole documents, each from BOS to EOS, for a model that is judged on documents.
 
     Every row begins with the beginning of a document, so the model learns from position 0, where it
@@ -229,7 +231,7 @@ class DocumentBatches(_Endless):
         return sha256_of(self.documents.flat, layout, self.documents.lengths)
 
 
-class BlockBatches(_Endless):
+class BlockBatches(EndlessBatches):
     """Blocks of one continuous text, such as a play: `context` tokens each.
 
     An epoch cuts the text into blocks that do not overlap, from a random beginning, and shuffles
