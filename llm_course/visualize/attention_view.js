@@ -21,12 +21,13 @@
       this.name = "llm-av-" + number;
       const read = (part) => JSON.parse(root.querySelector("script.llm-av-" + part).textContent);
       this.spec = read("spec");
-      this.codes = Uint8Array.from(atob(read("weights")), (char) => char.charCodeAt(0));
+      const start = read("weights");
+      this.codes = Uint8Array.from(atob(start.codes), (char) => char.charCodeAt(0));
       this.cross = this.spec.keys !== null;
       this.queries = this.spec.queries;
       this.keys = this.cross ? this.spec.keys : this.queries;
-      this.layer = this.spec.layer;
-      this.head = this.spec.head === null ? MEAN : this.spec.head;
+      this.layer = start.layer;
+      this.head = start.head === null ? MEAN : start.head;
       this.kept = Math.floor(this.queries.length / 2); // shows both sides of a causal mask
       this.shown = this.kept;
       this.build();
