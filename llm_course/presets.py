@@ -80,7 +80,7 @@ TRANSFORMER_PRESETS = {
         ),
         data=PairConfig(min_count=100),
         train=TrainConfig(
-            max_steps=2000, lr=5e-3, warmup_steps=60, min_lr=1e-4, beta2=0.98, precision="fp32"
+            max_steps=1500, lr=5e-3, warmup_steps=60, min_lr=1e-4, beta2=0.98, precision="fp32"
         ),
     ),
     "t4": TransformerPreset(

@@ -10,10 +10,9 @@ from typing import Any
 from llm_course.bench.record import Place, RecordedRun, part_of, say
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.presets import transformer_preset
-from llm_course.runs.translate import TranslationRun, prepare_translation
+from llm_course.runs.translate import TranslationRun, prepare_translation, translate_texts
 
 MULTI30K = ("train", "val", "test_2016_flickr")
-SEEDS = (0, 1)
 BEAMS = 4
 
 
@@ -50,22 +49,47 @@ def run_translation(run: TranslationRun) -> dict[str, Any]:
 
 
 def translate_town_cpu(place: Place) -> dict[str, Any]:
-    """The cpu preset on Town: frequent words, unseen names and templates, two seeds."""
+    """The cpu preset on Town: frequent words, two seeds, and once without positions."""
     preset = transformer_preset("cpu")
-    runs = []
-    for seed in SEEDS[:1] if place.tiny else SEEDS:
+    runs = {}
+    for name, seed in (("seed-0", 0), ("no-positions", 0), ("seed-1", 1)):
         model, data = preset.model, dataclasses.replace(preset.data, seed=seed)
         training = dataclasses.replace(preset.train, seed=seed, device="cpu")
         if place.tiny:
             model, data, training = _tiny(model, data, training)
-        made = partial(_one_seed, model, data, training)
-        runs.append(part_of(place, f"seed-{seed}", made))
-        say(str({name: row["exact_match"] for name, row in runs[-1]["test"].items()}))
-    return {"seed": [run["seed"] for run in runs], "runs": runs}
+        made = partial(_town_run, model, data, training, positions=name != "no-positions")
+        runs[name] = part_of(place, name, made)
+        say(str({test: row["exact_match"] for test, row in runs[name]["test"].items()}))
+    wrong = runs.pop("no-positions")
+    return {
+        "seed": [run["seed"] for run in runs.values()],
+        "runs": list(runs.values()),
+        "no_positions": wrong,
+    }
 
 
-def _one_seed(model: TransformerConfig, data: PairConfig, training: TrainConfig) -> dict[str, Any]:
-    return run_translation(prepare_translation(model, data, training))
+def _town_run(
+    model: TransformerConfig, data: PairConfig, training: TrainConfig, *, positions: bool
+) -> dict[str, Any]:
+    run = prepare_translation(model, data, training)
+    if not positions:
+        run.model.position_table.zero_()
+    return run_translation(run) | {"mistakes": _mistakes(run)}
+
+
+def _mistakes(run: TranslationRun, shown: int = 12) -> dict[str, Any]:
+    """The first mistakes, and how many had the right characters in a wrong order."""
+    pairs = run.data.tests["none"]
+    written = translate_texts(run.model, run.data.tokenizer, [source for source, _ in pairs])
+    wrong = [(*pair, text) for pair, text in zip(pairs, written) if pair[1] != text]
+    return {
+        "number": len(wrong),
+        "only_order": sum(sorted(right) == sorted(text) for _, right, text in wrong),
+        "first": [
+            {"source": source, "right": right, "written": text}
+            for source, right, text in wrong[:shown]
+        ],
+    }
 
 
 def _multi30k(place: Place, data: PairConfig) -> PairConfig:
@@ -140,7 +164,7 @@ def _tiny(
 
 RUNS = {
     "translate_town_cpu": RecordedRun(
-        title="Transformer on Town's sentences into Chinese, cpu preset, two seeds",
+        title="Transformer on Town's sentences into Chinese, cpu preset",
         device="cpu",
         minutes=5,
         make=translate_town_cpu,
