@@ -1,4 +1,4 @@
-"""The calculators agree with the models, with PyTorch's own counters, and with published numbers."""
+"""The calculators agree with the models, PyTorch's own counters and published numbers."""
 
 from __future__ import annotations
 

@@ -48,10 +48,10 @@ def visible(token: str) -> str:
 
 
 def hundredths(weights: Sequence[Float[Tensor, "H T S"]]) -> Int[Tensor, "L H T S"]:
-    """One byte a weight: 0 where it is exactly 0 (masked), else 1 + the weight in hundredths."""
-    values = torch.stack([w.detach().float().cpu() for w in weights])
-    codes = (values * 100).round() + 1
-    return codes.where(values > 0, torch.zeros_like(codes)).to(torch.uint8)
+    """A number up to 101 for each weight: 0 where it is exactly 0 (masked), else 1 + hundredths."""
+    values = torch.stack(list(weights))
+    codes = (values * 100).round().int() + 1
+    return codes.where(values > 0, torch.zeros_like(codes))
 
 
 def number(code: int) -> str:
@@ -118,34 +118,39 @@ def page_part(
     title: str,
 ) -> str:
     """The whole view as one HTML element with its own style and script."""
-    here = files("llm_course.visualize")
-    style = here.joinpath("attention_view.css").read_text(encoding="utf-8")
-    script = here.joinpath("attention_view.js").read_text(encoding="utf-8")
     queries = [visible(token) for token in tokens]
-    keys = queries if key_tokens is None else [visible(token) for token in key_tokens]
+    keys = None if key_tokens is None else [visible(token) for token in key_tokens]
     codes = hundredths(weights)
     spec = {
         "queries": queries,
-        "keys": None if key_tokens is None else keys,
+        "keys": keys,
         "layers": len(codes),
         "heads": codes.shape[1],
         "layer": layer,
         "head": head,
     }
+    payload = base64.b64encode(bytes(codes.flatten().tolist())).decode()
     measured = measured_html(
-        json_script("llm-av-weights", base64.b64encode(codes.numpy().tobytes()).decode())
-        + table(codes[layer], layer, head, queries, keys)
+        json_script("llm-av-weights", payload)
+        + table(codes[layer], layer, head, queries, queries if keys is None else keys)
     )
+    return _frame(title, json_script("llm-av-spec", spec), measured)
+
+
+def _frame(title: str, spec: str, measured: str) -> str:
+    here = files("llm_course.visualize")
+    style = here.joinpath("attention_view.css").read_text(encoding="utf-8")
+    script = here.joinpath("attention_view.js").read_text(encoding="utf-8")
     name = "Attention view" + (f": {title}" if title else "")
     heading = f'<p class="llm-av-title">{escape(title)}</p>\n' if title else ""
     return (
         '<div class="llm-av mathjax_ignore tex2jax_ignore" role="group" '
-        f'aria-label="{escape(name)}" data-lm-suppress-shortcuts="true">\n'
+        f'aria-label="{escape(name)}">\n'
         f"<style>\n{style}</style>\n"
         f"{heading}"
         '<p class="llm-av-note">Where scripts run, this is an interactive view. '
         "The table shows how it begins.</p>\n"
-        f"{json_script('llm-av-spec', spec)}\n"
+        f"{spec}\n"
         '<details class="llm-av-details" open><summary>The numbers as a table</summary>\n'
         '<div class="llm-av-scroll" role="region" aria-label="The numbers as a table" '
         f'tabindex="0">{measured}</div></details>\n'

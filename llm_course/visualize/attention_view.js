@@ -68,6 +68,11 @@
       const app = make("div", "llm-av-app");
       app.append(this.buildBar(), this.buildTokens(), this.buildStatus(), this.buildHeads());
       note.after(app);
+      // JupyterLab must not take a plain key for one of its commands: "x" cuts the cell.
+      this.root.addEventListener("keydown", (event) => {
+        const command = event.ctrlKey || event.altKey || event.metaKey;
+        if (!command && !["Escape", "Tab"].includes(event.key)) event.stopPropagation();
+      });
       const reopen = [];
       addEventListener("beforeprint", () => {
         reopen.push(this.details.open);
