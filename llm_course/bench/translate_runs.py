@@ -166,7 +166,7 @@ RUNS = {
     "translate_town_cpu": RecordedRun(
         title="Transformer on Town's sentences into Chinese, cpu preset",
         device="cpu",
-        minutes=5,
+        minutes=8,
         make=translate_town_cpu,
     ),
     "translate_multi30k": RecordedRun(
