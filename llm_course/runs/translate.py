@@ -105,49 +105,16 @@ def prepare_translation(
     Training pairs longer than the model's positions are left out and counted; a held-out pair that
     is longer is an error, because a score must be of all of them.
     """
-    pairs, validation, tests = _sets(data)
-    kept = frequent(pairs, pairs, data.min_count)
-    if not kept:
-        raise DataError(f"min_count = {data.min_count} leaves none of the {len(pairs)} pairs")
-    validation = frequent(validation, pairs, data.min_count)
-    tests = {name: frequent(found, pairs, data.min_count) for name, found in tests.items()}
-    for name, found in {"validation": validation, **tests}.items():
-        if not found:
-            raise DataError(f"min_count = {data.min_count} leaves no pair of the set {name!r}")
-    texts = [text for pair in kept for text in pair]
-    tokenizer = Tokenizer.train(texts, kind=data.tokenizer, vocab_size=data.vocab_size)
-    ids: dict[str, Any] = {"pad_id": tokenizer.pad_id, "start_id": tokenizer.bos_id}
-    batches = PairBatches(
-        *encode_pairs(tokenizer, kept),
-        data.batch_size,
-        seed=data.seed,
-        context=model.n_positions,
-        long_pairs="drop",
-        **ids,
-    )
-    prepared = PreparedPairs(
-        tokenizer=tokenizer,
-        train=batches,
-        validation=PairEvaluation(
-            *encode_pairs(tokenizer, validation),
-            EVALUATION_ROWS,
-            context=model.n_positions,
-            **ids,
-        ),
-        tests=tests,
-        kept=len(kept) / len(pairs),
-        long=batches.long,
-    )
-    for found in tests.values():  # refused now, and not after the training
-        PairEvaluation(*encode_pairs(tokenizer, found), 1, context=model.n_positions, **ids)
+    prepared = _prepared(data, model.n_positions)
+    ids = prepared.tokenizer
     torch.manual_seed(train_config.seed)
     network = Transformer(
         dataclasses.replace(
             model,
-            vocab_size=len(tokenizer),
-            pad_token_id=ids["pad_id"],
-            bos_token_id=ids["start_id"],
-            eos_token_id=tokenizer.eos_id or 0,
+            vocab_size=len(ids),
+            pad_token_id=ids.pad_id or 0,
+            bos_token_id=ids.bos_id or 0,
+            eos_token_id=ids.eos_id or 0,
         )
     )
     return TranslationRun(
@@ -158,6 +125,46 @@ def prepare_translation(
         language="zh" if data.data == "town" else data.target,
         out=out,
     )
+
+
+def _prepared(data: PairConfig, n_positions: int) -> PreparedPairs:
+    pairs, validation, tests = _sets(data)
+    kept = _kept("training", pairs, pairs, data.min_count)
+    validation = _kept("validation", validation, pairs, data.min_count)
+    tests = {name: _kept(name, found, pairs, data.min_count) for name, found in tests.items()}
+    texts = [text for pair in kept for text in pair]
+    tokenizer = Tokenizer.train(texts, kind=data.tokenizer, vocab_size=data.vocab_size)
+    options: dict[str, Any] = {
+        "pad_id": tokenizer.pad_id,
+        "start_id": tokenizer.bos_id,
+        "context": n_positions,
+    }
+    for found in tests.values():  # too long a pair is refused now, and not after the training
+        PairEvaluation(*encode_pairs(tokenizer, found), 1, **options)
+    batches = PairBatches(
+        *encode_pairs(tokenizer, kept),
+        data.batch_size,
+        seed=data.seed,
+        long_pairs="drop",
+        **options,
+    )
+    return PreparedPairs(
+        tokenizer=tokenizer,
+        train=batches,
+        validation=PairEvaluation(*encode_pairs(tokenizer, validation), EVALUATION_ROWS, **options),
+        tests=tests,
+        kept=len(kept) / len(pairs),
+        long=batches.long,
+    )
+
+
+def _kept(name: str, pairs: list[Pair], training: list[Pair], min_count: int) -> list[Pair]:
+    found = frequent(pairs, training, min_count)
+    if not found:
+        raise DataError(
+            f"min_count = {min_count} leaves none of the {len(pairs)} pairs of the set {name!r}"
+        )
+    return found
 
 
 def _sets(data: PairConfig) -> tuple[list[Pair], list[Pair], dict[str, list[Pair]]]:
