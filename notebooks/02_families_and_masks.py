@@ -19,7 +19,8 @@
 # into training examples in two ways, draw the mask matrix of each family of models, measure on
 # BERT, GPT and T5 which output depends on which token, and see what happens without a mask.
 #
-# **Needs** Python, matrices, the softmax of chapter 00. **Runs** in 40 seconds on one core.
+# **Needs** Python, matrices, the softmax of [chapter 00](00_setup.ipynb), and the words *loss* and
+# *block* of [chapter 01](01_scale_and_cost.ipynb). **Runs** in 40 seconds on one core.
 # **Source** {cite:p}`vaswani2017,radford2018,devlin2019,raffel2020`;
 # `llm_course/models/layers.py`, `bert.py`, `gpt.py` and `t5.py`.
 
@@ -80,9 +81,10 @@ print(*tagged)
 # labelled examples of the task that one cares for. Radford et al. {cite:p}`radford2018` did this with
 # GPT, and Devlin et al. {cite:p}`devlin2019` with BERT.
 #
-# We try it. First the text: 4,000 stories without labels. Each of the 3,000 most frequent words gets
-# a number, its **id**. Every other word gets the id of `<unk>`, "unknown". A story begins with the
-# token `<bos>`, ends with `<eos>`, and is filled up with `<pad>`.
+# We try it. First the text: 4,000 stories without labels. Each of the 2,996 most frequent words gets
+# a number, its **id**. Four more ids belong to special tokens. Every other word gets the id of
+# `<unk>`, "unknown". A story begins with the token `<bos>`, ends with `<eos>`, and is filled up with
+# `<pad>`, the *padding*, so that all rows have the same length.
 
 # %%
 CONTEXT = 96
@@ -106,9 +108,10 @@ print(f"{len(frequency)} different words, {len(words)} ids")
 
 # %% [markdown]
 # The model is a GPT with two blocks. `train` is the training loop of the package: it takes batches
-# and a loss, and gives back one record for each step. In a label, −100 means *not counted*; padding
-# is not to be guessed. The loss of a guess is minus the logarithm of the probability that the model gave to
-# the right word, in **nats**; chapter 12 derives it.
+# and a loss, and gives back one record for each step. The **labels** are the ids that should be
+# guessed, and −100 means *not counted*: padding is not to be guessed. The loss is minus the logarithm
+# of the probability that the model gave to the right word, in **nats**; [chapter
+# 12](12_gpt_objective.ipynb) derives it.
 
 
 # %%
@@ -157,20 +160,23 @@ assert 2.4 < end < 3.8
 # likely. The mean of the last 20 losses is between 2.4 and 3.8 nats per token.
 # ```
 #
-# Now the labelled task. A linear layer on top of the last hidden states gives one score for each tag.
-# It is new, and its weights are random. All weights are trained, those of the body too. We do
-# this with 2, 8 and 32 labelled stories, and begin each time from three different bodies:
+# Now the labelled task. The last block returns a vector for each word; these vectors are called
+# the last *hidden states*. We take away the head, which turned them into scores for the next word, and
+# call the rest the *body*. A new matrix with random weights turns each hidden state into a
+# score for each tag. All weights are trained, those of the body too. We do this with 2, 8 and 32
+# labelled stories, from two different bodies, and with 8 stories from a third one:
 #
 # - *pretrained*: the model that has read the stories;
 # - *from scratch*: the same model with the random weights that pretraining began with;
-# - *wrong words*: the pretrained model, but the vectors of the words are dealt out again at random, each
-#   word gets that of another one. It is a control. All matrices are as good as before; only what the
-#   model knew about each single word is lost.
+# - *wrong words*: the pretrained model, but with the rows of its embedding table in random order, so
+#   that a word has the vector of another one. It is a control. All other matrices are as good as
+#   before; only what the model knew about each single word is lost.
 #
-# The score is measured on 200 stories of another split, with the **F1** of all words
-# that are not `O`: the harmonic mean of the share of found words that are right, and the share of
-# right words that are found. And we look separately at the words that did not occur in any of the
-# labelled stories.
+# We measure on 200 other stories. How should the result be one number? Most words are `O`, so
+# a program that always says `O` would be right most of the time. So two shares are taken: of the words
+# that got another tag than `O`, how many have the right one? And of the words that should get one, how
+# many did? **F1** is the harmonic mean of the two, from 0 to 1. We also look at the words
+# that did not occur in any of the labelled stories: what share of them gets the right tag?
 
 
 # %%
@@ -253,21 +259,20 @@ for name, body in bodies.items():
         model = fine_tune(body, labelled[:size])
         results[name, size] = scores(model, labelled[:size])
 with measured():
-    print(f"{'':>14} stories    F1  words without a label")
+    print(f"{'':>14} stories    F1  found without a label")
     for (name, size), (f1, unseen) in results.items():
         print(f"{name:>14} {size:7d} {f1:5.2f} {unseen:22.2f}")
 assert results["pretrained", 8][0] > results["from scratch", 8][0] + 0.15
 assert results["pretrained", 8][0] > results["wrong words", 8][0] + 0.1
 assert results["pretrained", 8][0] > results["from scratch", 32][0] - 0.1
-assert results["wrong words", 8][0] < results["from scratch", 8][0] + 0.05
+assert results["wrong words", 8][0] < results["from scratch", 8][0]
 assert results["pretrained", 8][1] > 0.3
 assert results["from scratch", 8][1] < 0.25
 
 # %%
 #| alt: F1 against the number of labelled stories, 2, 8 and 32, on a logarithmic axis. Two rising
 #|   lines. The one of the pretrained model is above the one from scratch at each of the three
-#|   points. A single cross at 8 stories, the control with wrong words, lies below the line of the
-#|   pretrained model.
+#|   points. A single cross at 8 stories, the control with wrong words, lies below both lines.
 #| caption: The same model and the same labels, with and without pretraining.
 #| name: fig-02-pretraining
 figure, axes = plt.subplots(figsize=(6, 3.6))
@@ -299,12 +304,12 @@ plt.show()
 # the pretrained model finds more than 30 %, and the model from scratch fewer than 25 %.
 # ```
 #
-# Compare the two lines of {numref}`fig-02-pretraining`. Pretraining replaces labels: a few stories
-# with it do the work of many without it. The last column of the table says where the gain
-# comes from. In fine-tuning a model learns that certain names are persons. The pretrained model has moved
-# the vectors of words that are used alike near to each other, so it has learnt something about
-# the other names too. The control confirms it: with
-# the wrong vectors nothing of the gain is left. It is even below the model from scratch, because the matrices
+# Compare the two lines of {numref}`fig-02-pretraining`. Pretraining replaces labels: 8 labelled stories
+# with it are worth at least about as much as 32 without it. The last column of the table says where the
+# gain comes from: the pretrained model also finds names that had no label. How can it? In fine-tuning
+# it learns which vectors belong to persons. If pretraining has given similar vectors to words that are used
+# alike, this helps with the other names too. The control supports this explanation: with the wrong
+# vectors nothing of the gain is left. The result is even below the model from scratch, since the matrices
 # rely on vectors that now belong to other words.
 #
 # The gain has a price. Pretraining took ten times as many steps as fine-tuning, on 4,000 stories. It is
@@ -323,13 +328,14 @@ plt.show()
 #
 # $$\mathcal L_\text{AR} = -\sum_{i=1}^{n} \log p(w_i \mid w_1, \dots, w_{i-1})$$ (eq-autoregressive)
 #
-# An **autoencoding** model gets a damaged sentence and restores it. Some positions {math}`M` are replaced
-# by a token `[MASK]`. The model sees all other words, on both sides, and guesses the hidden ones:
+# An **autoencoding** model gets a damaged sentence {math}`\tilde w` and restores it. At some positions,
+# the set {math}`A`, the word is replaced by a token `[MASK]`; elsewhere {math}`\tilde w_i = w_i`. The
+# model sees all other words, on both sides, and guesses the hidden ones:
 #
-# $$\mathcal L_\text{AE} = -\sum_{i \in M} \log p(w_i \mid \tilde w), \qquad
-# \tilde w_i = \text{[MASK]} \text{ if } i \in M, \text{ else } w_i$$ (eq-autoencoding)
+# $$\mathcal L_\text{AE} = -\sum_{i \in A} \log p(w_i \mid \tilde w)$$ (eq-autoencoding)
 #
-# We cut one sentence into training examples in both ways. BERT hides 15 % of the tokens
+# (The `[MASK]` of this task hides a word in the text. The masks of the next section are something
+# else: they say which positions a layer may use.) We cut one sentence into training examples in both ways. BERT hides 15 % of the tokens
 # {cite:p}`devlin2019`. (It sometimes puts another word in place of `[MASK]`; chapter 09 tells why.)
 
 # %% tags=["covers-K2"]
@@ -354,15 +360,16 @@ for i in hidden:
 print(f"\npredictions: {n} and {len(hidden)} of {n} words")
 
 # %% [markdown]
-# (Long contexts are cut on the left, at "…", so that they fit on the page. The model sees all of it.) The autoregressive way makes one
-# prediction for each word, the autoencoding way one for each hidden word: {math}`n` against
-# {math}`0.15\,n`. This is why an autoencoding model needs more text, or more passes over the
+# (Long contexts are cut on the left, at "…", so that they fit on the page. The model sees all of it.)
+# The autoregressive way makes one prediction for each word, the autoencoding way one for each hidden
+# word: {math}`n` against {math}`0.15\,n`. This is why an autoencoding model needs more text, or more passes over the
 # same text, to get the same number of signals. Why not hide more? Each hidden word is also missing
 # from the context of all others.
 #
-# Both losses are the same few lines of code; only the labels differ. Here are the two formulas as
-# loops, on the logits of a GPT and of a BERT with random weights. A **logit** is the score that a
-# model gives to a word; a softmax turns the scores into probabilities.
+# Here are the two formulas as loops, on the logits of a GPT and of a BERT with random weights. A
+# **logit** is the score that a model gives to a word; a softmax turns the scores into probabilities.
+# BERT calls its logits `mlm_logits`, for *masked language model*. The package computes both losses
+# in the same way: from logits and labels, and only the labels differ.
 
 
 # %% tags=["covers-K2"]
@@ -420,8 +427,9 @@ assert abs(ae - shifted) > 1
 # other family the sum is another number.
 #
 # What is the context on both sides worth? We need no neural network to see it. Hide each word of 1,000
-# other stories, and guess it by counting in the 4,000 stories of the library: first from the word on
-# its left, then from the words on its left and right.
+# other stories, and guess it by counting in our 4,000 stories: first from the word on its left, then
+# from the words on its left and right. A context that never occurred in them gives no guess, and counts
+# as wrong.
 
 # %% tags=["covers-K2"]
 from_left = defaultdict(Counter)
@@ -448,41 +456,43 @@ assert both_right / total > left_right / total + 0.15
 # %% [markdown]
 # The word on the right helps a great deal. So a model that has to *understand* a finished text should
 # look at both sides. But a model that has to *write* cannot: when it writes a word, the words on the right
-# do not exist yet. The two ways of training suit different uses, and this is the reason that there
-# are families at all.
+# do not exist yet. The two ways of training suit different uses. This is why there are families.
 
 # %% [markdown]
 # ## A family is a mask
 #
-# All models of this course are built around attention. Chapter 04 derives it; here you need
-# one sentence. In an attention layer each position, called the **query**, takes a weighted average
-# of vectors of other positions, called the **keys**, and a **mask** says which keys each query may use. It
-# is a matrix of true and false with a row for each query and a column for each key.
+# All models of this course are built around attention. [Chapter 04](04_attention.ipynb) derives it;
+# here you need two sentences. In an attention layer each position, called the **query**, takes a
+# weighted average of vectors of all positions, called the **keys**. A **mask** says which keys each
+# query may use. It is a matrix {math}`M` of true and false, written as 1 and 0, with a row for each
+# query and a column for each key.
 #
-# An **encoder** reads a finished text. Every position may look at every position:
+# An **encoder**, such as BERT, reads a finished text. Every position may look at every position:
 #
 # $$M_{ij} = 1 \text{ for all } i, j$$ (eq-mask-encoder)
 #
-# A **decoder** writes from left to right. Position {math}`i` may look at itself and at what came before.
+# A **decoder**, such as GPT, writes from left to right. Position {math}`i` may look at itself and at what came before.
 # This is the **causal mask**:
 #
 # $$M_{ij} = [\, j \le i \,]$$ (eq-mask-causal)
 #
-# The bracket is 1 where the condition holds, and 0 elsewhere. An **encoder-decoder** has two stacks. The
+# The bracket is 1 where the condition holds, and 0 elsewhere. An **encoder-decoder**, such as T5 and the
+# first Transformer {cite:p}`vaswani2017`, has two stacks of blocks. The
 # encoder reads the *source*, for example an English sentence. The decoder writes the *target*, its
-# translation, and looks at what it has written so far and at the whole source (*cross-attention*). Count
+# translation. It looks at what it has written so far, and by *cross-attention* at the whole source. Count
 # the {math}`S` positions of the source first and those of the target after them. Then all its masks fit
 # into one matrix of four parts:
 #
 # $$M = \begin{pmatrix} 1 & 0 \\ 1 & C \end{pmatrix}, \qquad C_{ij} = [\, j \le i \,]$$ (eq-mask-encoder-decoder)
 #
-# The rows above are those of the source: it sees itself and nothing of the target. The rows below are
-# those of the target. A fourth kind uses one stack only: a **prefix language model** is a decoder that
+# The upper rows are those of the source: it sees itself and nothing of the target. The lower rows are
+# those of the target: it sees the source, and of itself the past, which is {math}`C`. A fourth kind uses one stack only: a **prefix language model** is a decoder that
 # sees the first {math}`P` positions, the prefix, as an encoder would:
 #
 # $$M_{ij} = [\, j \le i \text{ or } j < P \,]$$ (eq-mask-prefix)
 #
-# Positions are counted from 0, as in Python. The four formulas as loops:
+# Positions are counted from 0, as in Python. The four formulas as loops, with a prefix as long as the
+# source, {math}`P = S`:
 
 
 # %% tags=["covers-K3"]
@@ -562,6 +572,11 @@ plt.show()
 # and a prefix language model differ in something that a mask does not show: the encoder-decoder has
 # one set of weights for the source and another for the target, the prefix model has one set for both.
 # Raffel et al. {cite:p}`raffel2020` draw the same masks, and compare the models by experiments.
+#
+# The masks and the two tasks belong together. Guessing hidden words needs both sides, so BERT is an
+# encoder. Guessing the next word forbids the future, so GPT is a decoder. T5 does both: its encoder
+# reads a text with gaps, and its decoder writes what was in the gaps, word after word; chapter 16
+# shows how.
 
 # %% [markdown]
 # ## Which output moves?
@@ -669,22 +684,26 @@ plt.show()
 # moves its own output most. T5 begins with larger ones, and everything that may move moves far. Training
 # changes the colours. It cannot fill an empty field.
 #
-# The last column has the weights of BERT. We changed its mask and nothing else, and it became a model
+# The last row has the weights of BERT. We changed its mask and nothing else, and it became a model
 # of another family. But a mask does not change what the weights have learnt: a trained BERT has never
 # had to guess the next word, and with a causal mask it would do this badly.
 
 # %% [markdown]
 # ## Several layers
 #
-# A model has many layers, and information can travel in steps: from key to query in the first layer, from
-# there to another query in the second. Which outputs can a token reach after {math}`L` layers? Position
-# {math}`i` is reached from {math}`j` in two layers if there is a position {math}`k` in between that {math}`i` may look
-# at, and that may look at {math}`j`. This is a matrix product in which the sum is an *or*, so
+# A model has many attention layers, one in each block, and information can travel in steps: from key to
+# query in the first layer, from there to another query in the second. Which outputs can a token reach
+# after {math}`L` layers? Let {math}`R^{(L)}_{ij}` be true if output {math}`i` can depend on token
+# {math}`j`. For two layers there must be a position {math}`k` in between: {math}`i` may look at
+# {math}`k`, and {math}`k` may look at {math}`j`. With {math}`\wedge` for *and*, and {math}`\bigvee_k`
+# for *there is a k with*:
 #
 # $$R^{(L)}_{ij} = \bigvee_{k} M_{ik} \wedge R^{(L-1)}_{kj}, \qquad R^{(1)} = M$$ (eq-mask-reach)
 #
-# The causal mask times itself is the causal mask again: whoever sees only the past of those who see
-# only the past sees only the past. This is why depth cannot break the promise. Other masks grow. In a
+# This is a matrix product in which *and* takes the place of the product and *or* that of the sum. The
+# causal mask times itself is the causal mask again: if {math}`k` is not after {math}`i`, and {math}`j`
+# not after {math}`k`, then {math}`j` is not after {math}`i`. This is why depth cannot break the
+# promise. Other masks grow. In a
 # **sliding window** each position sees itself and only the {math}`w - 1` before it. It saves work in long texts:
 # a row has {math}`w` fields instead of {math}`i + 1`. Does such a model forget everything that is further
 # away?
@@ -760,8 +779,9 @@ print(f"{32 * (4096 - 1):,} positions")
 #
 # Suppose that somebody forgets the causal mask. Training guesses the next word at all positions at
 # once, and the next word stands in the input. Without a mask the model can look at it. We
-# train the same model twice on sentences of Town, from the same weights and with the same batches. The only difference is
-# the mask.
+# train the same model twice on sentences of Town, from the same weights and with the same batches. The
+# only difference is the mask. (The class below is built on our BERT, because our GPT always has its
+# mask.)
 
 # %%
 SHORT = 14
@@ -889,8 +909,8 @@ plt.show()
 # ```
 #
 # Without the mask the model has learnt to copy its right neighbour. It looks perfect for as long as the
-# answer stands in the input. When it has to write there is no right neighbour, and its guesses are
-# worth almost nothing. No error message appears, and the curve is better than that of the
+# answer stands in the input. When it has to write there is no right neighbour, and most of its guesses
+# are wrong. No error message appears, and the curve is better than that of the
 # correct program. So do not judge a mask by the loss: change a token and look which outputs move.
 #
 # The mask has a second merit. In the correct model the measurement "as in training" gives what the model does
@@ -1030,8 +1050,8 @@ ch02.check_family(family)
 # :label: ex-02-signals
 # *5 minutes, easy.* Write `epochs_for_equal_signals(rate)`: an autoencoding model hides the share `rate` of
 # all words, newly drawn in each pass over the text. How many passes does it need for as many
-# predictions as an autoregressive model makes in one pass? And
-# with the rate 0.15 of BERT?
+# predictions as an autoregressive model makes in one pass? (A pass over the whole text is called an
+# **epoch**.) Return the number without rounding it. How large is it with BERT's rate of 0.15?
 # ```
 
 # %% [markdown]
