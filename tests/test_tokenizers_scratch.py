@@ -54,7 +54,7 @@ def town(n: int, seed: int = 0) -> list[str]:
 
 
 def mixed_strings(n: int, seed: int = 0) -> list[str]:
-    """Strings of mixed scripts, words of Town and special tokens' names."""
+    """Different strings of mixed scripts, words of Town and special tokens' names."""
     draw = random.Random(seed)
     words = [*" ".join(town(20)).split(), "<unk>", "</s>", "[UNK]", "[MASK]", "<eos>", "##a"]
 
@@ -63,7 +63,10 @@ def mixed_strings(n: int, seed: int = 0) -> list[str]:
             return draw.choice(words) + draw.choice(["", " "])
         return "".join(draw.choices(draw.choice(SCRIPTS), k=draw.randrange(1, 6)))
 
-    return ["".join(part() for _ in range(draw.randrange(0, 7))) for _ in range(n)]
+    found: dict[str, None] = {}
+    while len(found) < n:
+        found["".join(part() for _ in range(draw.randrange(0, 7)))] = None
+    return list(found)
 
 
 def pair_of(kind: str, texts: list[str], size: int) -> tuple[Any, Tokenizer]:
@@ -89,15 +92,26 @@ def trained() -> dict[str, tuple[Any, Tokenizer]]:
     return {kind: pair_of(kind, texts, 1000) for kind in KINDS}
 
 
+@pytest.fixture(scope="module")
+def many_strings(trained: Any) -> tuple[list[str], dict[str, list[list[int]]]]:
+    """Ten thousand strings and their ids from our tokenizer of each kind."""
+    texts = mixed_strings(N_STRINGS)
+    return texts, {kind: [own.encode(t) for t in texts] for kind, (own, _) in trained.items()}
+
+
 def differences(own: Any, library: Tokenizer, texts: list[str]) -> int:
     expected = library.encode_batch(texts)
     return sum(own.encode(t) != ids for t, ids in zip(texts, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_equal_the_librarys_on_ten_thousand_strings(kind: str, trained: Any) -> None:
-    own, library = trained[kind]
-    assert differences(own, library, mixed_strings(N_STRINGS)) == 0
+def test_ids_equal_the_librarys_on_ten_thousand_strings(
+    kind: str, trained: Any, many_strings: Any
+) -> None:
+    texts, ids = many_strings
+    theirs = trained[kind][1].encode_batch(texts)
+    assert len(set(texts)) == N_STRINGS
+    assert sum(a != b for a, b in zip(ids[kind], theirs, strict=True)) == 0
 
 
 def check_training(kind: str, texts: list[str], held_out: list[str], size: int = 1000) -> None:
@@ -120,8 +134,8 @@ def test_vocabulary_and_ids_equal_the_librarys_on_real_text(
 ) -> None:
     if not (path := shared_data / name).is_file():
         pytest.skip(f"{path} is absent")
-    lines = path.read_text(encoding="utf-8")[:150_000].split("\n")
-    check_training(kind, lines[200:], lines[:200], 800)
+    lines = path.read_text(encoding="utf-8")[:100_000].split("\n")
+    check_training(kind, lines[200:], lines[:200], 700)
 
 
 def test_merges_depend_on_how_ties_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +205,7 @@ def compared(texts: list[str], held_out: list[str], size: int) -> tuple[float, f
 def test_unigram_training_is_within_one_percent_of_the_librarys_loss_on_town(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    texts, held_out, size = town(500), town(100, seed=1), 1000
+    texts, held_out, size = town(200), town(60, seed=1), 1000
     ours, theirs = compared(texts, held_out, size)
     assert ours <= 1.01 * theirs
 
@@ -267,15 +281,20 @@ def test_controls_other_algorithms_give_other_ids(
     assert differences(*trained["unigram"], texts) > 0
 
 
-def test_bpe_decodes_every_string_exactly(trained: Any) -> None:
-    own, _ = trained["bpe"]
-    assert [t for t in mixed_strings(N_STRINGS) if own.decode(own.encode(t)) != t] == []
+def test_bpe_decodes_every_string_exactly(trained: Any, many_strings: Any) -> None:
+    own, (texts, ids) = trained["bpe"][0], many_strings
+    assert [t for t, i in zip(texts, ids["bpe"], strict=True) if own.decode(i) != t] == []
+
+
+@functools.cache
+def small_bpe() -> BPE:
+    return BPE.train(["the theme"], 265)
 
 
 @given(text=st.text())
 @settings(max_examples=200, deadline=None)
 def test_bpe_decodes_any_text_exactly(text: str) -> None:
-    tokenizer = BPE.train(["the theme"], 265)
+    tokenizer = small_bpe()
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 

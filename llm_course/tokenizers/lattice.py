@@ -15,7 +15,7 @@ Scores = dict[str, float]  # log probability of each piece, in nats
 def arcs_into(word: str, end: int, scores: Scores, longest: int) -> list[tuple[int, float]]:
     """Start and score of every piece that ends at `end`; the longest comes first."""
     starts = range(max(0, end - longest), end)
-    return [(s, scores[word[s:end]]) for s in starts if word[s:end] in scores]
+    return [(s, score) for s in starts if (score := scores.get(word[s:end])) is not None]
 
 
 def log_add(a: float, b: float) -> float:
