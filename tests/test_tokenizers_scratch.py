@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
 from llm_course.corpus.town import generate_documents
 from llm_course.errors import ConfigError, DataError
 from llm_course.tokenizers import bpe, lattice, unigram_training
 from llm_course.tokenizers.bpe import BPE
+from llm_course.tokenizers.kinds import untrained
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.tokenizers.unigram import Unigram
 from llm_course.tokenizers.wordpiece import WordPiece
@@ -187,6 +189,24 @@ def test_the_lattice_gives_what_all_splits_one_by_one_give() -> None:
     counts = lattice.expected_counts(words, SCORES)
     assert counts == pytest.approx(dict(expected), abs=1e-12)
     assert counts != pytest.approx(Counter(lattice.viterbi("abc", SCORES, 3)), abs=1e-2)
+
+
+def test_unigram_breaks_ties_and_takes_unknown_characters_as_the_library_does() -> None:
+    """Whole numbers as scores give exact ties; many pieces lack a piece for their characters."""
+    draw = random.Random(0)
+    library = untrained("unigram")
+    parts = ["".join(p) for n in (1, 2, 3) for p in itertools.product("▁abc", repeat=n)]
+    unknown = 0
+    for _ in range(100):
+        scores = {piece: -float(draw.randrange(1, 6)) for piece in draw.sample(parts, 20)}
+        own = Unigram(scores)
+        vocab = [(piece, scores.get(piece, 0.0)) for piece in own.pieces]
+        library.model = models.Unigram(vocab, unk_id=own.vocab["<unk>"])
+        for text in ("".join(draw.choices("abc ", k=12)) for _ in range(20)):
+            ids = own.encode(text)
+            assert ids == library.encode(text).ids
+            unknown += own.vocab["<unk>"] in ids
+    assert unknown > 100
 
 
 def loss(tokenizer: Unigram, texts: list[str]) -> float:
