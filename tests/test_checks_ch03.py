@@ -70,7 +70,9 @@ def longest(word: str, vocab: set[str]) -> list[str]:
     return WordPiece({p: i for i, p in enumerate(["[UNK]", *sorted(vocab)])}).split_word(word)
 
 
-def match(word: str, vocab: set[str], prefix: str = "##", short: bool = False) -> list[str]:
+def match(
+    word: str, vocab: set[str], prefix: str = "##", short: bool = False, whole: bool = True
+) -> list[str]:
     pieces: list[str] = []
     begin = 0
     while begin < len(word):
@@ -80,7 +82,7 @@ def match(word: str, vocab: set[str], prefix: str = "##", short: bool = False) -
             if piece in vocab:
                 break
         else:
-            return [*pieces, "[UNK]"] if not short else ["[UNK]"]
+            return ["[UNK]"] if whole else [*pieces, "[UNK]"]
         pieces.append(piece)
         begin = end
     return pieces
@@ -123,7 +125,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch03.check_merge_pair, lambda pieces, pair: by_replace(pieces, pair)[::-1], "should be"),
     (ch03.check_longest_match, lambda w, v: match(w, v, short=True), "longest piece"),
     (ch03.check_longest_match, lambda w, v: match(w, v, prefix=""), "written with ## before"),
-    (ch03.check_longest_match, match, "whole word"),
+    (ch03.check_longest_match, lambda w, v: match(w, v, whole=False), "whole word"),
     (ch03.check_best_split, greedy, "longest piece first"),
     (ch03.check_best_split, fewest, "fewest pieces"),
     (ch03.check_best_split, turned, "backwards"),

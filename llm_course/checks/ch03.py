@@ -144,6 +144,7 @@ def check_longest_match(answer: Callable[[str, set[str]], list[str]]) -> None:
             ("un", "##wise"): "always take the longest piece: unwi is longer than un",
             ("un", "##wi", "##se"): "always take the longest piece: unwi is longer than un",
             ("unwi", "se"): "a piece inside a word is written with ## before it",
+            ("[UNK]",): "it has pieces: one inside a word is written with ## before it",
         },
         "wisely": {
             ("wise", "ly"): "a piece inside a word is written with ## before it",
@@ -196,6 +197,8 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
         if not isinstance(got, tuple | list) or len(got) != 2:
             raise CheckFailed("best_split must return two things: the pieces and their value")
         pieces, value = got
+        if isinstance(pieces, str):
+            raise CheckFailed("best_split must return two things: a list of pieces, and its value")
         right = viterbi(word, log_p, max(map(len, log_p)))
         expect_equal(
             pieces,
