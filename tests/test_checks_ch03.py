@@ -191,8 +191,8 @@ def merges_by_formula(words: dict[str, int], n: int, weighted: bool = True) -> l
 
 def test_a_merge_is_the_pair_with_the_largest_weighted_count() -> None:
     vocab = {letter: i for i, letter in enumerate(sorted(set("".join(WORDS))))}
-    words = [(list(word), count) for word, count in WORDS.items()]
-    learnt = learn_merges(words, vocab, len(vocab) + 6)
+    splits = [list(word) for word in WORDS]
+    learnt = learn_merges(splits, list(WORDS.values()), vocab, len(vocab) + 6)
     assert learnt == merges_by_formula(WORDS, 6)
     assert learnt != merges_by_formula(WORDS, 6, weighted=False)  # the control: without c_w
 

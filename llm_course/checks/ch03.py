@@ -131,15 +131,14 @@ def check_merge_pair(answer: Callable[[list[str], Pair], list[str]]) -> None:
     passed("one pair joined, from left to right, and nothing twice")
 
 
-WORDPIECES = ("un", "unw", "unwi", "##wise", "##wi", "##se", "##ly")
-WORDPIECES += ("wise", "w", "##r", "wis", "ly")
+WORDPIECES = "un unw unwi ##wise ##wi ##se ##ly wise w ##r wis ly"
 
 
 def check_longest_match(answer: Callable[[str, set[str]], list[str]]) -> None:
     """WordPiece's encoder for one word."""
-    vocab = set(WORDPIECES)
+    vocab = set(WORDPIECES.split())
     own = WordPiece({piece: i for i, piece in enumerate(["[UNK]", *sorted(vocab)])})
-    hints = {
+    hints: dict[str, dict[tuple[str, ...], str]] = {
         "unwise": {
             ("un", "##wise"): "always take the longest piece: unwi is longer than un",
             ("un", "##wi", "##se"): "always take the longest piece: unwi is longer than un",
