@@ -122,7 +122,4 @@ def check_looks_back(answer: Callable[[Tensor, int], Tensor]) -> None:
                 bands.mean(dim=2): "the batch is still there: take the mean over its rows too",
             },
         )
-    planted = torch.eye(6, dtype=torch.float64).roll(-1, dims=1)[None, None]
-    if float(answer(planted, 1)[0]) > 0.5:
-        raise CheckFailed("a head that looks one step ahead got a high score for looking back")
     passed("heads that look back are found by a number")
