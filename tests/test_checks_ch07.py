@@ -52,6 +52,11 @@ def exchanged(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
     return cross(states, states, *a)
 
 
+def masked_late(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
+    weights = ((y @ a[0]) @ (states @ a[1]).T / a[0].shape[1] ** 0.5).softmax(-1)
+    return (weights * a[3]) @ (states @ a[2])
+
+
 def keys_as_values(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
     return cross(y, states, a[0], a[1], a[1], a[3])
 
@@ -75,9 +80,11 @@ def count(
 ) -> int:
     attention = 4 * d * d + 4 * d * bias
     ff = 2 * d * f + forgotten.get("ff_bias", 1) * (f + d)
-    decoder = forgotten.get("attentions", 2) * attention + ff + forgotten.get("norms", 3) * 2 * d
+    norm = forgotten.get("norm_parts", 2) * d
+    decoder = forgotten.get("attentions", 2) * attention + ff + forgotten.get("norms", 3) * norm
+    decoder -= forgotten.get("unbiased", 0) * 4 * d * bias
     tables = forgotten.get("tables", 1 if tied else 2)
-    return tables * vocab * d + n * (attention + ff + 4 * d) + m * decoder
+    return tables * vocab * d + n * (attention + ff + 2 * norm) + m * decoder
 
 
 def without_bias(*a: Any) -> int:
@@ -111,6 +118,16 @@ def summed(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
 
 def pads_counted(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     return smoothed(logits, labels.clamp_min(0), epsilon)
+
+
+def pads_spread(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    even = epsilon * logits.log_softmax(-1).mean()
+    return (1 - epsilon) * smoothed(logits, labels, 0.0) - even
+
+
+def mean_of_logits(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    even = epsilon * logits.mean(-1)[labels != -100].mean()
+    return (1 - epsilon) * smoothed(logits, labels, 0.0) - even
 
 
 def shifted_again(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -154,6 +171,8 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (CROSS, exchanged, "must come from the decoder's y"),
     (CROSS, keys_as_values, "use w_v"),
     (CROSS, lambda *a: cross(*a, scale=1.0), r"not divided by sqrt\(d_k\)"),
+    (CROSS, masked_late, "after the softmax"),
+    (CROSS, lambda *a: cross(*a, scale=1 / 3), r"\*root\* of d_k"),
     (CROSS, lambda *a: cross(*a, scale=6**-0.5), "the width of a query"),
     (CROSS, lambda *a: cross(*a, dim=0), "dim=-1"),
     (CROSS, lambda *a: cross(*a, fill=0.0), "fill with -inf"),
@@ -170,6 +189,10 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (COUNT, lambda *a: count(*a, attentions=1), "cross-attention is missing"),
     (COUNT, lambda *a: count(*a, norms=2), "three norms"),
     (COUNT, lambda *a: count(*a, ff_bias=0), "two biases"),
+    (COUNT, lambda *a: count(*a, norm_parts=0), "norms are missing"),
+    (COUNT, lambda *a: count(*a, norm_parts=1), "d weights and d biases"),
+    (COUNT, lambda *a: count(*a, unbiased=1), "cross-attention has biases too"),
+    (COUNT, lambda *a: count(*a, tables=0), "table of the tokens is missing"),
     (COUNT, lambda *a: count(*a, tables=1), "the head has its own table"),
     (COUNT, lambda *a: count(*a, tables=2), "the head is the same table"),
     (COUNT, lambda *a: count(*a, tables=3), "share one table"),
@@ -182,10 +205,15 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (SMOOTH, lambda a, b, e: smoothed(a, b, 0.0), "without smoothing"),
     (SMOOTH, summed, "divide by the number"),
     (SMOOTH, pads_counted, "-100 are counted"),
+    (SMOOTH, pads_spread, "leave out -100 there"),
+    (SMOOTH, mean_of_logits, "not of the log-probabilities"),
     (SMOOTH, shifted_again, "nothing is shifted here"),
     (SMOOTH, lambda *a: -smoothed(*a), "sign"),
     (SHIFT, with_ignored, "put pad_id in its place"),
     (SHIFT, one_longer, "never read"),
+    (SHIFT, lambda a, s, p: a[:, :-1], "start token is missing"),
+    (SHIFT, lambda a, s, p: shift_right(a, s, 0), "not always 1 and 0"),
+    (SHIFT, lambda a, s, p: shift_right(a, 1, p), "not always 1 and 0"),
     (SHIFT, rolled, "came around"),
     (SHIFT, in_place, "labels were changed"),
     (SHIFT, unshifted, "read its own answer"),
