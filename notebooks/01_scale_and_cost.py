@@ -149,7 +149,7 @@ block = sum(p.numel() for p in model.decoder[0].parameters())
 assert block == by_formula
 whole = sum(p.numel() for p in model.parameters())
 assert whole == costs.count_parameters(GPTConfig())
-print(f"GPT-2, the smallest: {whole:,} parameters")
+print(f"the smallest GPT-2: {whole:,}")
 
 untied = costs.count_parameters(GPTConfig(tied=False))
 assert untied != whole  # a head of its own is another model

@@ -176,7 +176,8 @@ assert 2.4 < end < 3.8
 # a program that always says `O` would be right most of the time. So two shares are taken: of the words
 # that got another tag than `O`, how many have the right one? And of the words that should get one, how
 # many did? **F1** is the harmonic mean of the two, from 0 to 1. We also look at the words
-# that did not occur in any of the labelled stories: what share of them gets the right tag?
+# that did not occur in any of the labelled stories: what share of them gets the right tag? In the table these are the
+# *new words*.
 
 
 # %%
@@ -259,9 +260,9 @@ for name, body in bodies.items():
         model = fine_tune(body, labelled[:size])
         results[name, size] = scores(model, labelled[:size])
 with measured():
-    print(f"{'':>14} stories    F1  found without a label")
+    print(f"{'':>12} stories   F1 new words")
     for (name, size), (f1, unseen) in results.items():
-        print(f"{name:>14} {size:7d} {f1:5.2f} {unseen:22.2f}")
+        print(f"{name:>12} {size:7d} {f1:4.2f} {unseen:9.2f}")
 assert results["pretrained", 8][0] > results["from scratch", 8][0] + 0.15
 assert results["pretrained", 8][0] > results["wrong words", 8][0] + 0.1
 assert results["pretrained", 8][0] > results["from scratch", 32][0] - 0.1
@@ -324,9 +325,10 @@ plt.show()
 #
 # An **autoregressive** model guesses each word from the words before it. ("Regressive" comes from
 # regression: a value is predicted from values. "Auto" says that they are earlier values of the same
-# series.) Its loss for a sentence {math}`w_1, \dots, w_n` is
+# series.) Its loss for a sentence {math}`w_1, \dots, w_n` is, with {math}`w_{<i}` for all words before
+# {math}`w_i`,
 #
-# $$\mathcal L_\text{AR} = -\sum_{i=1}^{n} \log p(w_i \mid w_1, \dots, w_{i-1})$$ (eq-autoregressive)
+# $$\mathcal L_\text{AR} = -\sum_{i=1}^{n} \log p(w_i \mid w_{<i})$$ (eq-autoregressive)
 #
 # An **autoencoding** model gets a damaged sentence {math}`\tilde w` and restores it. At some positions,
 # the set {math}`A`, the word is replaced by a token `[MASK]`; elsewhere {math}`\tilde w_i = w_i`. The
@@ -346,13 +348,13 @@ n = len(sentence)
 hidden = (3, 9)  # 15 % of 12 words are 1.8
 assert len(hidden) == round(0.15 * n)
 
-print("autoregressive: the words before -> the next one")
+print("autoregressive: words before -> next")
 for i, word in enumerate(sentence):
     seen = ["<bos>", *sentence[:i]]
-    if len(seen) > 6:
-        seen = ["…", *seen[-6:]]
-    print(f"{' '.join(seen):>34} -> {word}")
-print("\nautoencoding: all words that are not hidden -> the hidden ones")
+    if len(seen) > 4:
+        seen = ["…", *seen[-4:]]
+    print(f"{' '.join(seen):>26} -> {word}")
+print("\nautoencoding: the others -> hidden ones")
 damaged = ["[MASK]" if i in hidden else w for i, w in enumerate(sentence)]
 print(f"  {' '.join(damaged)}")
 for i in hidden:
@@ -415,8 +417,8 @@ ae_count = (ae_labels != -100).sum()
 row = ids[0].tolist()
 assert abs(ar - plain_autoregressive(ar_logits[0], row)) < 1e-10
 assert abs(ae - plain_autoencoding(ae_logits[0], row, places)) < 1e-10
-print(f"autoregressive: {ar:.2f} nats over {ar_count} predictions")
-print(f"autoencoding:   {ae:.2f} nats over {ae_count} predictions")
+print(f"autoregressive: {ar:.2f} nats for {ar_count} words")
+print(f"autoencoding:   {ae:.2f} nats for {ae_count} words")
 
 shifted = plain_autoregressive(ae_logits[0], row)  # the other family's rule
 assert abs(ae - shifted) > 1
@@ -483,10 +485,11 @@ assert both_right / total > left_right / total + 0.15
 # the {math}`S` positions of the source first and those of the target after them. Then all its masks fit
 # into one matrix of four parts:
 #
-# $$M = \begin{pmatrix} 1 & 0 \\ 1 & C \end{pmatrix}, \qquad C_{ij} = [\, j \le i \,]$$ (eq-mask-encoder-decoder)
+# $$M = \begin{pmatrix} 1 & 0 \\ 1 & C \end{pmatrix}$$ (eq-mask-encoder-decoder)
 #
+# Here 1 and 0 are whole parts filled with ones and zeros, and {math}`C` is the causal mask {eq}`eq-mask-causal`.
 # The upper rows are those of the source: it sees itself and nothing of the target. The lower rows are
-# those of the target: it sees the source, and of itself the past, which is {math}`C`. A fourth kind uses one stack only: a **prefix language model** is a decoder that
+# those of the target: it sees the source, and of itself the past. A fourth kind uses one stack only: a **prefix language model** is a decoder that
 # sees the first {math}`P` positions, the prefix, as an encoder would:
 #
 # $$M_{ij} = [\, j \le i \text{ or } j < P \,]$$ (eq-mask-prefix)
@@ -637,13 +640,13 @@ moved = {
     "prefix LM": movement(prefix_outputs, ids, VOCAB),
 }
 models = dict(zip(moved, ("BERT", "GPT", "T5", "BERT + mask")))
-print(f"{'':>16}  {'model':>11}  moved  largest forbidden change")
+print("fields that moved, largest forbidden change:")
 for name, change in moved.items():
     assert torch.equal(change != 0, masks[name])  # exactly the mask
     forbidden = change[~masks[name]].tolist()
-    largest = f"{max(forbidden):.1f}" if forbidden else "nothing forbidden"
+    largest = f"{max(forbidden):.1f}" if forbidden else "none"
     fields = (change != 0).sum().item()
-    print(f"{name:>16}  {models[name]:>11}  {fields:5d}  {largest}")
+    print(f"{name:>15} {models[name]:>11} {fields} {largest:>4}")
     assert change[masks[name]].min() > 1e-12  # far above rounding
 assert not torch.equal(moved["encoder"] != 0, masks["decoder"])
 
@@ -695,10 +698,11 @@ plt.show()
 # query in the first layer, from there to another query in the second. Which outputs can a token reach
 # after {math}`L` layers? Let {math}`R^{(L)}_{ij}` be true if output {math}`i` can depend on token
 # {math}`j`. For two layers there must be a position {math}`k` in between: {math}`i` may look at
-# {math}`k`, and {math}`k` may look at {math}`j`. With {math}`\wedge` for *and*, and {math}`\bigvee_k`
-# for *there is a k with*:
+# {math}`k`, and {math}`k` may look at {math}`j`. One layer reaches what its mask allows,
+# {math}`R^{(1)} = M`, and each further layer, with {math}`\wedge` for *and*, and {math}`\bigvee_k` for
+# *there is a k with*:
 #
-# $$R^{(L)}_{ij} = \bigvee_{k} M_{ik} \wedge R^{(L-1)}_{kj}, \qquad R^{(1)} = M$$ (eq-mask-reach)
+# $$R^{(L)}_{ij} = \bigvee_{k} M_{ik} \wedge R^{(L-1)}_{kj}$$ (eq-mask-reach)
 #
 # This is a matrix product in which *and* takes the place of the product and *or* that of the sum. The
 # causal mask times itself is the causal mask again: if {math}`k` is not after {math}`i`, and {math}`j`
@@ -746,7 +750,7 @@ for layers in (1, 2, 4):
     assert torch.equal(reached[layers], plain_reach(window, layers))
     back = reached[layers][-1].sum() - 1
     assert back == min(layers * (WIDTH - 1), LENGTH - 1)
-    print(f"layers: {layers}. The last output sees {back} positions back.")
+    print(f"{layers} layers: the last output sees {back} back")
 for name in masks:  # the four families do not grow with depth
     assert torch.equal(reach_of(masks[name], 12), masks[name])
 assert not torch.equal(reach_of(window, 2), window)
@@ -765,7 +769,7 @@ plt.show()
 # %% [markdown]
 # These matrices are measured on models of one, two and four layers, and they are equal to
 # {eq}`eq-mask-reach`. Each layer adds {math}`w - 1` positions, so {math}`L` layers see
-# {math}`L\,(w - 1)` positions back. With a window of 4,096 and 32 layers that is
+# {math}`L\,(w - 1)` positions back. With a window of 4,096 and 32 layers that is:
 
 # %%
 print(f"{32 * (4096 - 1):,} positions")
@@ -838,7 +842,7 @@ for name, masked in (("with mask", True), ("without mask", False)):
 # %% [markdown]
 # Now two measurements on 500 other sentences. First as in training: the whole sentence is in
 # the input, and we count how often the likeliest next word is right. Then as in writing: the input ends
-# where the guess begins.
+# where the guess begins. The table has the last loss of the training, and the two shares of right words.
 
 
 # %% tags=["covers-K3"]
@@ -873,10 +877,10 @@ ends = {name: sum(c[-20:]) / 20 for name, c in curves.items()}
 training = {name: as_in_training(m) for name, m in writers.items()}
 writing = {name: as_in_writing(m) for name, m in writers.items()}
 with measured():
-    print(f"{'':>12}  last loss  right in training  in writing")
+    print(f"{'':>12}  loss training writing")
     for name, end in ends.items():
-        share = f"{training[name]:17.2f} {writing[name]:11.2f}"
-        print(f"{name:>12} {end:10.3f} {share}")
+        share = f"{training[name]:8.2f} {writing[name]:7.2f}"
+        print(f"{name:>12} {end:5.3f} {share}")
     for name, model in writers.items():
         print(f"{name}: {write(model)}")
 assert ends["without mask"] < 0.1
