@@ -860,20 +860,22 @@ single_scores = {x: s for x, s in own_unigram.scores.items() if len(x) == 1}
 ours, theirs = best_loss(own_unigram), best_loss(copy)
 spelled = best_loss(Unigram(single_scores))
 frequent = [word for word, _ in unigram_words.most_common(200)]
+whole = {}
 with measured():
     for name, model, loss in (
         ("package", own_unigram, ours),
         ("library", copy, theirs),
     ):
         n = sum(len(model.encode(text)) for text in held_out)
-        whole = sum(word in model.scores for word in frequent)
+        whole[name] = sum(word in model.scores for word in frequent)
         print(
             f"{name}: {loss:.3f} nats per character, {n} tokens, "
-            f"{whole} of {len(frequent)} frequent words are one piece"
+            f"{whole[name]} of {len(frequent)} frequent words are one piece"
         )
     print(f"single characters of the package: {spelled:.3f}")
 assert len(own_unigram.pieces) <= len(copy.pieces)
 assert ours < 1.01 * theirs
+assert whole["package"] > 180 > 150 > whole["library"]
 assert spelled > 1.2 * max(ours, theirs)  # the control
 
 # %% [markdown]
@@ -886,8 +888,8 @@ assert spelled > 1.2 * max(ours, theirs)  # the control
 #
 # Why do they differ at all? The library looks for its first pieces in a list where each word stands once. A
 # frequent word that is part of no other word can then be missing from the start, and nothing brings it back.
-# Our class looks in the text with its counts. On Town, which has few different words, this decides: look at the
-# last number of each line. It is one text and one size; do not conclude that it is so everywhere.
+# Our class looks in the text with its counts. On Town, which has few different words, this makes a difference:
+# compare how many of the 200 most frequent words are one piece. It is one text and one size; do not conclude that it is so everywhere.
 
 # %% [markdown]
 # ## What comes back
@@ -924,8 +926,9 @@ assert all(exact["BPE"])
 assert not any(exact["WordPiece"][1:4])
 
 # %% [markdown]
-# Byte-level BPE gives every string back. WordPiece does not: it throws the spaces away and puts them
-# back by a rule, so even the plain sentence has a space before its full stop, and a word with an unknown
+# Byte-level BPE gives every string back. WordPiece does not. It throws the spaces away and puts them
+# back by a rule, which is right for the plain sentence and wrong for two spaces in a row. It removes control
+# characters such as NUL, so "a" and "b" become one word. And a word with an unknown
 # character is lost. BERT reads text and does not write it, so this costs it little. Unigram keeps
 # single and double spaces, but has no bytes to fall back on: unknown characters become `<unk>`. It
 # also writes an accent and its letter as one character (this is Unicode's normal form NFC), which
