@@ -421,6 +421,7 @@ axes.set_ylabel("step")
 axes.set_xticks([])
 axes.set_title("The merges of one word, oldest first")
 assert pieces[0][0] == "Ġkitchen"
+assert sum("Ġkitc" in pair for pair in bpe.merges) == 1  # used once
 plt.show()
 
 # %% [markdown]
@@ -719,9 +720,9 @@ plt.show()
 # *E step*: for each word, count each piece in every segmentation, weighted with the probability that
 # the segmentation has, given the word:
 #
-# $$n(x) = \sum_{w} c_w \sum_{s\ \text{spells}\ w} p(s \mid w)\;\#\{i : s_i = x\}$$ (eq-expected-count)
+# $$n(x) = \sum_{w} c_w \sum_{s\ \text{spells}\ w} p(s \mid w)\, n_x(s)$$ (eq-expected-count)
 #
-# Here {math}`s` is a segmentation, {math}`p(s \mid w) = p(s)/p(w)`, and the last factor says how
+# Here {math}`s` is a segmentation, {math}`p(s \mid w) = p(s)/p(w)`, and {math}`n_x(s)` says how
 # often {math}`x` occurs in it. *M step*: the new probability is the share of the count,
 # {math}`p(x) = n(x) / \sum_y n(y)`.
 #
@@ -860,20 +861,22 @@ single_scores = {x: s for x, s in own_unigram.scores.items() if len(x) == 1}
 ours, theirs = best_loss(own_unigram), best_loss(copy)
 spelled = best_loss(Unigram(single_scores))
 frequent = [word for word, _ in unigram_words.most_common(200)]
+whole = {}
 with measured():
     for name, model, loss in (
         ("package", own_unigram, ours),
         ("library", copy, theirs),
     ):
         n = sum(len(model.encode(text)) for text in held_out)
-        whole = sum(word in model.scores for word in frequent)
+        whole[name] = sum(word in model.scores for word in frequent)
         print(
             f"{name}: {loss:.3f} nats per character, {n} tokens, "
-            f"{whole} of {len(frequent)} frequent words are one piece"
+            f"{whole[name]} of {len(frequent)} frequent words are one piece"
         )
     print(f"single characters of the package: {spelled:.3f}")
 assert len(own_unigram.pieces) <= len(copy.pieces)
 assert ours < 1.01 * theirs
+assert whole["package"] > 180 > 150 > whole["library"]
 assert spelled > 1.2 * max(ours, theirs)  # the control
 
 # %% [markdown]
@@ -886,8 +889,8 @@ assert spelled > 1.2 * max(ours, theirs)  # the control
 #
 # Why do they differ at all? The library looks for its first pieces in a list where each word stands once. A
 # frequent word that is part of no other word can then be missing from the start, and nothing brings it back.
-# Our class looks in the text with its counts. On Town, which has few different words, this decides: look at the
-# last number of each line. It is one text and one size; do not conclude that it is so everywhere.
+# Our class looks in the text with its counts. On Town, which has few different words, this makes a difference:
+# compare how many of the 200 most frequent words are one piece. It is one text and one size; do not conclude that it is so everywhere.
 
 # %% [markdown]
 # ## What comes back
@@ -908,24 +911,25 @@ strings = {
     "typed name": "<eos> [SEP] </s>",
 }
 models = {"BPE": bpe, "WordPiece": wordpiece, "Unigram": copy}
-print(f"{'':>10}", *(f"{name:>10}" for name in models))
+print(f"{'':>10}", *(f"{name:>9}" for name in models))
 exact = {name: [] for name in models}
 for title, text in strings.items():
     for name, model in models.items():
         exact[name].append(model.decode(model.encode(text)) == text)
     row = ("exact" if exact[name][-1] else "changed" for name in models)
-    print(f"{title:>10}", *(f"{word:>10}" for word in row))
+    print(f"{title:>10}", *(f"{word:>9}" for word in row))
 print()
 for title in ("plain", "emoji", "NUL", "two spaces"):
     for name in ("WordPiece", "Unigram"):
         text = models[name].decode(models[name].encode(strings[title]))
-        print(f"{title:>10} {name:>10}: {text!a}")
+        print(f"{title:>10} {name:>9}: {text!a}")
 assert all(exact["BPE"])
 assert not any(exact["WordPiece"][1:4])
 
 # %% [markdown]
-# Byte-level BPE gives every string back. WordPiece does not: it throws the spaces away and puts them
-# back by a rule, so even the plain sentence has a space before its full stop, and a word with an unknown
+# Byte-level BPE gives every string back. WordPiece does not. It throws the spaces away and puts them
+# back by a rule, which is right for the plain sentence and wrong for two spaces in a row. It removes control
+# characters such as NUL, so "a" and "b" become one word. And a word with an unknown
 # character is lost. BERT reads text and does not write it, so this costs it little. Unigram keeps
 # single and double spaces, but has no bytes to fall back on: unknown characters become `<unk>`. It
 # also writes an accent and its letter as one character (this is Unicode's normal form NFC), which
@@ -972,15 +976,15 @@ same_meaning = {
     "Arabic": "تقرأ المرأة كتابا في الحديقة. الأطفال يشربون الماء.",
     "Hindi": "औरत बगीचे में किताब पढ़ती है। बच्चे पानी पीते हैं।",
 }
-print(f"{'':>8} tokens words per word characters per character bytes")
+print(f"{'':>8} tokens /word chars /char bytes")
 n_tokens = {}
 for language, text in same_meaning.items():
     n = n_tokens[language] = len(bpe.encode(text))
     words = len(text.split())
     per_word = "-" if language == "Chinese" else f"{n / words:.1f}"
     print(
-        f"{language:>8} {n:6d} {words:5d} {per_word:>8} {len(text):10d} "
-        f"{n / len(text):13.2f} {len(text.encode()):5d}"
+        f"{language:>8} {n:6d} {per_word:>5} {len(text):5d} "
+        f"{n / len(text):5.2f} {len(text.encode()):5d}"
     )
 assert min(n_tokens, key=n_tokens.__getitem__) == "English"
 assert n_tokens["Hindi"] > 5 * n_tokens["English"]
@@ -1183,7 +1187,7 @@ assert after["Ġ"].total() < after["Ġthe"].total() / 10
 # %%
 vocabularies = [259, 300, 400, 600, 1000, 2000, 4000]
 per_token, per_character, tokens_per_character = [], [], []
-print("vocabulary  tokens/character  nats/token  nats/character")
+print("pieces tokens/char nats/token nats/char")
 for size in vocabularies:
     tokenizer = Tokenizer.train(texts, "bpe", size)
     model = NgramModel(3, len(tokenizer))
@@ -1197,8 +1201,8 @@ for size in vocabularies:
     product = per_token[-1] * tokens_per_character[-1]
     assert abs(product - per_character[-1]) < 1e-10
     print(
-        f"{size:10d} {tokens_per_character[-1]:17.2f} {per_token[-1]:11.2f} "
-        f"{per_character[-1]:15.2f}"
+        f"{size:6d} {tokens_per_character[-1]:11.2f} {per_token[-1]:10.2f} "
+        f"{per_character[-1]:9.2f}"
     )
 assert per_token == sorted(per_token)  # rises at every step
 assert per_token[-1] > 1.5 * per_token[0]
