@@ -939,9 +939,9 @@ attention_view(
 # second telling, the columns those of the first. What a row gives to other places is not shown.
 
 # %%
-#| alt: Heat map with the 24 tokens of the second telling as rows and BOS and the 24 tokens of the
-#|   first telling as columns. Many of the darker squares lie on a line from the upper left to the lower
-#|   right, one column after the token itself. Other squares are pale.
+#| alt: Heat map with the 24 tokens of the second telling as rows, and BOS and the 24 tokens of the
+#|   first telling as columns. The darker squares lie in a broad band from the upper left to the lower
+#|   right. Four of them are much darker than the rest, such as "a" to "ba".
 told_first, told_second = tokens[: 1 + PASSAGE], tokens[1 + PASSAGE :]
 back = [maps[:, :, 1 + PASSAGE :, : 1 + PASSAGE] for maps in shown_maps]
 figure = plot_attention(
@@ -955,8 +955,9 @@ figure = plot_attention(
 plt.show()
 
 # %%
-#| alt: Heat map with the same rows and columns for the other head. Where squares are dark, they lie
-#|   on or near the line on which a token meets itself. Many rows are pale.
+#| alt: Heat map with the same rows and columns for the other head. It is pale. A few squares of middle
+#|   blue lie where a token meets itself or a neighbour of itself. The darkest squares are in the
+#|   column of BOS.
 block, head = found["same token"][0]
 figure = plot_attention(
     back,
@@ -969,9 +970,12 @@ figure = plot_attention(
 plt.show()
 
 # %% [markdown]
-# A head for which the measure says 1.00 would have a dark line and nothing else. Ours are less pure:
-# some tokens find their place in the first telling, and others do not look back at all. A head of a
-# small model does several things at once.
+# A head for which the measure says 1.00 would have one dark line from the upper left to the lower
+# right, and nothing else. In the first picture there is a band around this line: the head looks
+# about as far back as the passage is long, and in the band it prefers tokens that could come next.
+# The second head is paler. Some tokens find themselves in the first telling, and others put their
+# weight on BOS, the first token. Many trained heads do so where they find nothing to bring: a
+# softmax cannot give zero everywhere, and BOS says little.
 
 # %% [markdown]
 # ## Removing heads
