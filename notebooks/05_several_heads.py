@@ -179,9 +179,9 @@ assert both[2] > 0.98
 assert both[1] < 0.5
 
 # %%
-#| alt: Two loss curves over 800 steps. Both begin near 2.8. The curve of two heads falls to nearly
-#|   zero within about 200 steps. The curve of one head falls to about 1 and stays there, with
-#|   noise.
+#| alt: Two loss curves over 800 steps. Both begin near 2.8 and fall together for about 100 steps. Then
+#|   the curve of two heads falls to nearly zero within 200 steps. The curve of one head goes down
+#|   slowly and ends near 0.9.
 #| caption: Two questions at one position, for one head of width 32 and two heads of width 16.
 #| name: fig-05-two-questions
 figure, axes = plt.subplots(figsize=(6.5, 3.4))
@@ -201,7 +201,7 @@ plt.show()
 # ```
 #
 # In {numref}`fig-05-two-questions` both models have equally many parameters and read the same
-# rows. The one head comes to a loss that it cannot leave. It can look at both facts, but then it
+# rows. The loss of the one head becomes almost flat, far above zero. It can look at both facts, but then it
 # knows two jobs and not whose they are; or it can prefer one of them, and then it guesses the other.
 # The two heads have narrower queries and keys, 16 numbers instead of 32, and for finding one of 16
 # people that is enough.
@@ -722,8 +722,8 @@ assert told["second telling"].mean() < 0.8 * told["first telling"].mean()
 
 # %%
 #| alt: Curve of the mean surprise over the 60 positions of a row, with a dashed line at position 30, where
-#|   the second telling begins. Left of the line the curve is high and uneven. At the line it
-#|   falls, and right of it most of it stays clearly lower.
+#|   the second telling begins. The curve begins at 7, stays near 2 left of the line, jumps to 9 at
+#|   the first token of the second telling, and stays between 0.3 and 1.3 right of it.
 #| caption: Mean surprise at each position of 200 held-out passages, each told twice.
 #| name: fig-05-twice
 figure, axes = plt.subplots(figsize=(7, 3.4))
@@ -738,7 +738,8 @@ plt.show()
 # %% [markdown]
 # In {numref}`fig-05-twice` the tokens of the second telling are the same as those of the first, 30
 # positions later, and the model is less surprised by them. It can only know them from the row
-# itself. So some head must look back.
+# itself. So some head must look back. The peak is the seam: the passage ends in the middle of a
+# sentence, and nothing announces that it begins again.
 
 # %% [markdown]
 # ## Finding heads by a measure
@@ -847,6 +848,8 @@ with measured():
 assert found["what followed"][1] > 4 * found["what followed"][2]
 assert found["same token"][1] > 2 * found["same token"][2]
 assert found["what followed"][0][0] == 0  # in the first block
+for name in ("what followed", "same token"):
+    assert found[name][3] < 2 * found[name][2]  # not there before training
 
 # %% [markdown]
 # ```{admonition} What you should see
@@ -857,10 +860,10 @@ assert found["what followed"][0][0] == 0  # in the first block
 #
 # The column *even* is what a head reaches that looks at everything alike, and *best untrained* is
 # the best of the eight heads before training. Without these two columns a number such as 0.1 would
-# mean nothing. Two relations were learnt: *same token* and *what followed*. Two were not: no head
-# looks at the previous token more than chance, and what the best head gives to a pronoun's person
-# is near what the best untrained head gives. This model is small and has read little. The relation
-# that we hoped for is not always there, and a measure says so; a chosen picture would not.
+# mean nothing. Two relations stand out: *same token* and *what followed*. The first and the previous
+# token get a little more weight than by chance. And no head finds whom a pronoun means: the best
+# head is where the best untrained head is. This model is small and has read little. The relation that we hoped
+# for is not always there, and a measure says so; a chosen picture would not.
 #
 # ### What has the head learnt?
 #
@@ -868,82 +871,111 @@ assert found["what followed"][0][0] == 0  # in the first block
 # works with any tokens. To know that position {math}`s` comes after a certain token, its key must
 # contain the token *before* it. In a Transformer this takes two steps: a head of the first block
 # brings the previous token, and one of a later block compares. But ours is in the *first* block, and
-# nothing has brought it anything. How can it know? We give the model rows that no story could
-# contain: 30 random tokens, told twice.
+# nothing has brought it anything. How can it know? We give the model two kinds of rows that it has
+# not been trained on: 30 random tokens, told twice, which no story could contain; and passages of only 14
+# tokens, told twice, where all passages of the training had 24 or more.
 
 # %%
 g = torch.Generator().manual_seed(3)
 noise = torch.randint(20, len(tokenizer), (200, ONCE), generator=g)
 noise = torch.cat([twice[:, :1], noise, noise], dim=1)
-noise_maps = attention_maps(model, noise)
-strength = {}  # how many times even attention: on stories, on random tokens
-for name, relation in token_relations(noise).items():
-    if name not in ("same token", "what followed"):
-        continue
-    place, mass, chance, _ = found[name]
-    on_noise = relation_mass(noise_maps, relation)[place]
-    even_noise = relation_mass([even_attention(noise)], relation)[0, 0]
-    strength[name] = mass / chance, (on_noise / even_noise).item()
+short = torch.tensor([told_again(ids, 14)[:29] for ids in encoded])
+
+
+def strength(name: str, ids: torch.Tensor) -> float:
+    """How many times the weight of even attention the found head gives."""
+    relation = token_relations(ids)[name]
+    mass = relation_mass(attention_maps(model, ids), relation)
+    chance = relation_mass([even_attention(ids)], relation)
+    return (mass[found[name][0]] / chance[0, 0]).item()
+
+
+tested = {"stories": twice, "random": noise, "short": short}
+times = {
+    name: {kind: strength(name, ids) for kind, ids in tested.items()}
+    for name in ("same token", "what followed")
+}
 with measured():
-    print("times even attention     stories  random tokens")
-    for name, (on_stories, on_random) in strength.items():
-        print(f"{name:22} {on_stories:9.1f} {on_random:14.1f}")
-assert strength["what followed"][1] < 0.5 * strength["what followed"][0]
-assert strength["same token"][1] > 2
+    print("times even attention   stories  random   short")
+    for name, numbers in times.items():
+        print(f"{name:22}", *(f"{number:7.1f}" for number in numbers.values()))
+assert (
+    times["what followed"]["random"] < 0.5 * times["what followed"]["stories"]
+)
+assert times["same token"]["random"] > 2
+assert (
+    times["what followed"]["short"] < 0.6 * times["what followed"]["stories"]
+)
 
 # %% [markdown]
-# The same two heads as above, now on random tokens. *Same token* is still found: this is a general
-# skill. *What followed* has lost most of its strength. So this head has learnt, for the greater part,
-# **which tokens follow which in Town**. From " called" it looks for a piece that begins a name, and
-# in a story it is often right. This is a shorter way to a lower loss than induction, and with little
-# training the model took it. A measure tells where a head looks. *Why* it looks there is another
-# question, and it needs another experiment, such as this one.
+# The same two heads as above, now on other rows. On random tokens *same token* is still found. *What
+# followed* has lost most of its strength. So this head has learnt, for the greater part, **which
+# tokens follow which in Town**. From " called" it looks for a piece that begins a name, and in a
+# story it is often right. It has also learnt **how far back to look**: in short passages the
+# repetition is nearer than in any row of the training, and the head misses it. Both are shorter ways to a
+# lower loss than induction, and with little training the model took them. A measure tells where a
+# head looks. *Why* it looks there is another question, and it needs another experiment, such as this
+# one.
 
 # %% [markdown]
 # ### Look at them
 #
 # Here is the beginning of a held-out story, told twice. Choose a layer and a head, and point at a
-# token, or move to it with the Tab key and the arrow keys. The view begins with the head that the
-# measure has found.
+# token of the second telling, or move to it with the Tab key and the arrow keys. The view begins
+# with the head that the measure has found.
 
 # %%
-PASSAGE = 14
+PASSAGE = 24
 ids = told_again(encoded[0], PASSAGE)[: 1 + 2 * PASSAGE]
-row = torch.tensor([ids])
 tokens = [tokenizer.token(i).replace("Ġ", "") for i in ids]
-shown_maps = attention_maps(model, row)
+shown_maps = attention_maps(model, torch.tensor([ids]))
 block, head = found["what followed"][0]
 attention_view(
     shown_maps, tokens, layer=block, head=head, title="A passage told twice"
 )
 
 # %% [markdown]
-# And the two heads that were found, as pictures that can be printed. The first looks at what
-# followed:
+# And the two heads that were found, as pictures that can be printed. The rows are the tokens of the
+# second telling, the columns those of the first. What a row gives to other places is not shown.
 
 # %%
-#| alt: TODO
+#| alt: Heat map with the 24 tokens of the second telling as rows, and BOS and the 24 tokens of the
+#|   first telling as columns. The darker squares lie in a broad band from the upper left to the lower
+#|   right. Four of them are much darker than the rest, such as "a" to "ba".
+told_first, told_second = tokens[: 1 + PASSAGE], tokens[1 + PASSAGE :]
+back = [maps[:, :, 1 + PASSAGE :, : 1 + PASSAGE] for maps in shown_maps]
 figure = plot_attention(
-    shown_maps, tokens, layer=block, head=head, title="What followed"
+    back,
+    told_second,
+    key_tokens=told_first,
+    layer=block,
+    head=head,
+    title="What followed",
 )
 plt.show()
 
-# %% [markdown]
-# The second looks at the same token:
-
 # %%
-#| alt: TODO
+#| alt: Heat map with the same rows and columns for the other head. It is pale. A few squares of middle
+#|   blue lie where a token meets itself or a neighbour of itself. The darkest squares are in the
+#|   column of BOS.
 block, head = found["same token"][0]
 figure = plot_attention(
-    shown_maps, tokens, layer=block, head=head, title="Same token"
+    back,
+    told_second,
+    key_tokens=told_first,
+    layer=block,
+    head=head,
+    title="Same token",
 )
 plt.show()
 
 # %% [markdown]
-# In both pictures the lower half, the second telling, has a line of darker squares parallel to the
-# diagonal, 14 positions before it or 13. A head that the measure had called 1.00 would have nothing
-# else. Ours give most of their weight to other places: they do several things at once, and each of
-# them not fully.
+# A head for which the measure says 1.00 would have one dark line from the upper left to the lower
+# right, and nothing else. In the first picture there is a band around this line: the head looks
+# about as far back as the passage is long, and in the band it prefers tokens that could come next.
+# The second head is paler. Some tokens find themselves in the first telling, and others put their
+# weight on BOS, the first token. Many trained heads do so where they find nothing to bring: a
+# softmax cannot give zero everywhere, and BOS says little.
 
 # %% [markdown]
 # ## Removing heads
@@ -1013,6 +1045,8 @@ assert dearest > 0.25
 assert cheapest < 0.1
 assert dearest > 4 * cheapest
 assert {place[0] for place in ranked[:4]} == {1}
+gains = [costs["second"] - costs["first"] for costs in table.values()]
+assert min(gains) < 0 < max(gains)  # heads differ in what they are for
 
 # %% [markdown]
 # ```{admonition} What you should see
@@ -1022,7 +1056,9 @@ assert {place[0] for place in ranked[:4]} == {1}
 # ```
 
 # %%
-#| alt: TODO
+#| alt: Bar chart with two bars for each of eight heads, for the first and for the second telling. The
+#|   four heads of block 0 have bars between 0.3 and 1.4 nats; one of them is highest in the first
+#|   telling, another in the second. The bars of the four heads of block 1 are below 0.1.
 #| caption: What it costs to remove one head, for tokens of the first and of the second telling.
 #| name: fig-05-ablation
 figure, axes = plt.subplots(figsize=(6.8, 3.6))
@@ -1043,7 +1079,7 @@ plt.show()
 # the second telling, because they bring what was told before, and others more in the first.
 #
 # How many can be removed together? We remove the cheapest head, then also the second cheapest, and
-# so on, in the order of the table.
+# so on.
 
 # %%
 removed = [cost_without(ranked[:n])["all"] for n in range(len(places) + 1)]
@@ -1056,7 +1092,8 @@ assert removed[4] < 0.4 * removed[8]
 assert removed[8] > 1
 
 # %%
-#| alt: TODO
+#| alt: Curve of the additional loss against the number of removed heads. It stays near 0 up to four
+#|   heads, and then rises more and more steeply, to more than 5 nats with all eight removed.
 figure, axes = plt.subplots(figsize=(6.4, 3.4))
 axes.plot(removed, "o-", color=BLUE, label="together")
 axes.set_xlabel("heads removed, the cheapest first")
