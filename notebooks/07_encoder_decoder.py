@@ -233,8 +233,8 @@ def multi_head(attn, queries, source, visible=everything):
 #
 # $$\begin{aligned}
 # Y &= \text{LayerNorm}\bigl(X + \text{MultiHead}(X)\bigr) \\
-# Z &= \text{LayerNorm}\bigl(Y + \text{FFN}(Y)\bigr),
-# \qquad \text{FFN}(y) = \max(0,\, yW_1 + b_1)\, W_2 + b_2
+# Z &= \text{LayerNorm}\bigl(Y + \text{FFN}(Y)\bigr) \\
+# \text{FFN}(y) &= \max(0,\, yW_1 + b_1)\, W_2 + b_2
 # \end{aligned}$$ (eq-07-encoder-block)
 #
 # The norm comes *after* the sum: this model is post-norm. {math}`Z` is what the block returns. In
@@ -351,8 +351,10 @@ for name in ("norm: Y", "norm: Z"):
 # `shift_right` does it.) Position {math}`t+1` reads token {math}`t`, the answer. So position
 # {math}`t` must not look at the positions after it:
 #
-# $$\text{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}} + M\Bigr)V,
-# \qquad M_{ts} = \begin{cases} 0 & s \le t \\ -\infty & s > t \end{cases}$$ (eq-07-causal)
+# $$\begin{gathered}
+# \text{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}} + M\Bigr)V \\
+# M_{ts} = \begin{cases} 0 & s \le t \\ -\infty & s > t \end{cases}
+# \end{gathered}$$ (eq-07-causal)
 #
 # The article that this course follows describes the decoder without {math}`M`. We compute both
 # versions. In our loops, the mask is a function that compares two positions, and
@@ -875,8 +877,11 @@ assert difference(ours, theirs) > 0.1
 # numbers. An encoder block has one attention layer and two norms, a decoder block has two and three. With
 # {math}`N` encoder blocks, {math}`N'` decoder blocks and the shared table:
 #
-# $$P = V d + N\,(4d^2 + f + 4d) + N'\,(8d^2 + f + 6d),
-# \qquad f = 2\,d\,d_\text{ff} + d_\text{ff} + d$$ (eq-07-parameters)
+# $$\begin{aligned}
+# P &= V d + N\,(4d^2 + f + 4d) \\
+# &\quad + N'\,(8d^2 + f + 6d) \\
+# f &= 2\,d\,d_\text{ff} + d_\text{ff} + d
+# \end{aligned}$$ (eq-07-parameters)
 #
 # The positions are computed, not learnt, and add nothing. The number of heads does not occur:
 # more heads are narrower heads.
@@ -1061,7 +1066,8 @@ for _ in train(walker, Stream(clock_walks), seq2seq_loss_fn, config):
 walker = walker.eval().requires_grad_(False)
 
 # %% [markdown]
-# The source begins with the first hour and the target repeats it; all hours are tokens, 3 for hour 0.
+# Token 3 stands for hour 0, token 12 for hour 9; 13 is a step forward, 14 a step back. The target
+# begins with the first hour, too.
 #
 # Now compare two ways of running the same model on the same 1,000 new walks. *Forced*: it reads the
 # right hours. *Free*: it reads what it has written. Then a third run, in which we interfere: the
@@ -1142,8 +1148,10 @@ plt.show()
 # condition: {math}`-\sum_t \log p(y_t \mid y_{<t}, x)`. Here the wanted distribution at each position
 # has its whole probability on the right token. The paper wants another one, {math}`q_t`:
 #
-# $$q_t(v) = (1-\epsilon)\,[v = y_t] + \frac{\epsilon}{V},
-# \qquad \mathcal L = -\sum_t \sum_{v} q_t(v) \log p(v \mid y_{<t}, x)$$ (eq-07-smoothing)
+# $$\begin{aligned}
+# q_t(v) &= (1-\epsilon)\,[v = y_t] + \frac{\epsilon}{V} \\
+# \mathcal L &= -\sum_t \sum_{v} q_t(v) \log p(v \mid y_{<t}, x)
+# \end{aligned}$$ (eq-07-smoothing)
 #
 # The bracket is 1 for the right token and 0 for all others. A share {math}`\epsilon = 0.1` of the
 # probability is spread evenly over the whole vocabulary, the right token included. This is **label
@@ -1186,8 +1194,10 @@ for epsilon in (0.0, 0.1, 0.5):
 # lowest when {math}`p` equals {math}`q`. This lowest value, {math}`-\sum_v q(v) \log q(v)`, is called the
 # **entropy** of {math}`q`. The distance between the right logit and any other one is then
 #
-# $$z_y - z_v = \log\frac{1-\epsilon+\epsilon/V}{\epsilon/V}
-# = \log\Bigl(1 + \frac{(1-\epsilon)V}{\epsilon}\Bigr)$$ (eq-07-gap)
+# $$\begin{aligned}
+# z_y - z_v &= \log\frac{1-\epsilon+\epsilon/V}{\epsilon/V} \\
+# &= \log\Bigl(1 + \frac{(1-\epsilon)V}{\epsilon}\Bigr)
+# \end{aligned}$$ (eq-07-gap)
 #
 # which is finite. We let gradient descent change the thirteen logits of one position.
 
@@ -1438,13 +1448,15 @@ with measured():
     )
 assert layer == 1  # the last block, next to the head
 assert mass[layer, head] > 0.45
+assert mass[0].max() < mass[1].max() - 0.1
 assert before.max() < 0.3
 
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
 # The best head stands in the second block and gives more than 45 % of its attention to the
-# letter that is needed. Before training no head gives it 30 %.
+# letter that is needed. No head of the first block comes near it: at least 10 points are missing.
+# Before training no head gives the needed letter 30 %.
 # ```
 #
 # The second block is the last before the head: there, a position has to know its letter. Nobody
@@ -1494,9 +1506,10 @@ attention_view(
 )
 
 # %% [markdown]
-# Choose the other block and the other head in the view. Some look at neighbours
-# of the needed letter, and some spread their attention widely. Attention is only one way in which
-# information moves; a vector of the encoder may also contain something about the letters beside it.
+# Now choose the first block in the view. Its heads spread their attention over several letters around
+# the needed one. How can they help? Attention is only one way in which information moves: a vector of
+# the encoder may also contain something about the letters beside it, and each block of the decoder
+# adds to what the blocks before it have found.
 
 # %% [markdown]
 # ## Exercises
