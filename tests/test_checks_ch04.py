@@ -48,6 +48,11 @@ def hidden_nan(*inputs: Tensor) -> Tensor:
     return masked(*inputs, empty_rows=False).nan_to_num(0.0)
 
 
+def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    scores = (q @ k.mT * k.shape[-1] ** -0.5).masked_fill(~mask, -math.inf)
+    return scores.softmax(0) @ v
+
+
 def share(length: int, width: int, matrices: int = 4, products: int = 2) -> float:
     lookup = length * length * products * width
     return lookup / (lookup + matrices * length * width * width)
@@ -87,6 +92,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch04.check_masked_attention, lambda *a: masked(*a[:3], ~a[3]), "True means attend"),
     (ch04.check_masked_attention, late, "after the softmax"),
     (ch04.check_masked_attention, lambda *a: masked(*a, fill=0.0), "ordinary score"),
+    (ch04.check_masked_attention, over_queries, "dim=-1"),
     (ch04.check_masked_attention, lambda *a: masked(*a, power=0.0), "root of d_k"),
     (ch04.check_masked_attention, lambda *a: masked(*a, power=-1.0), "not by d_k"),
     (ch04.check_masked_attention, lambda *a: masked(*a, empty_rows=False), "NaN: its softmax"),
