@@ -126,12 +126,15 @@ def page_part(
         "keys": keys,
         "layers": len(codes),
         "heads": codes.shape[1],
+    }
+    # A head that a measure has found may be another one on another machine.
+    start = {
         "layer": layer,
         "head": head,
+        "codes": base64.b64encode(bytes(codes.flatten().tolist())).decode(),
     }
-    payload = base64.b64encode(bytes(codes.flatten().tolist())).decode()
     measured = measured_html(
-        json_script("llm-av-weights", payload)
+        json_script("llm-av-weights", start)
         + table(codes[layer], layer, head, queries, queries if keys is None else keys)
     )
     return _frame(title, json_script("llm-av-spec", spec), measured)
