@@ -385,11 +385,12 @@ plt.show()
 # rotation**. To go {math}`k` positions on, turn each hand by the angle {math}`\alpha = \omega_i k`.
 # With {math}`s_p = \sin \omega_i p` and {math}`c_p = \cos \omega_i p`, the two numbers of the hand:
 #
-# $$\begin{pmatrix} s_{p+k} \\ c_{p+k} \end{pmatrix} =
-# \begin{pmatrix} \cos \alpha & \sin \alpha \\ -\sin \alpha & \cos \alpha \end{pmatrix}
-# \begin{pmatrix} s_p \\ c_p \end{pmatrix}$$ (eq-rotation)
+# $$\begin{aligned}
+# \begin{pmatrix} s_{p+k} \\ c_{p+k} \end{pmatrix} &= R \begin{pmatrix} s_p \\ c_p \end{pmatrix} \\
+# R &= \begin{pmatrix} \cos \alpha & \sin \alpha \\ -\sin \alpha & \cos \alpha \end{pmatrix}
+# \end{aligned}$$ (eq-rotation)
 #
-# The matrix contains {math}`k` and not {math}`p`. This helps attention. A query is made by a fixed
+# The matrix {math}`R` contains {math}`k` and not {math}`p`. This helps attention. A query is made by a fixed
 # matrix {math}`W^Q`, and such a matrix can turn the position of the query back by three places. Then
 # the query fits the key of the token three places before it, wherever it stands.
 
@@ -867,9 +868,12 @@ plt.show()
 # T5 leaves out two things: the mean and the bias. What remains divides by the *root mean square*, and
 # it is called **RMSNorm** {cite:p}`zhang2019`:
 #
-# $$\mathrm{RMSNorm}(x)_d = g_d\, \frac{x_d}{\sqrt{\frac1D \sum_{e=1}^{D} x_e^2 + \epsilon}}$$ (eq-rmsnorm)
+# $$\begin{aligned}
+# y_d &= g_d\, \frac{x_d}{r} \\
+# r &= \sqrt{\frac1D \sum_{d=1}^{D} x_d^2 + \epsilon}
+# \end{aligned}$$ (eq-rmsnorm)
 #
-# It is cheaper, and models trained with it are about as good; many newer models have it. On a
+# Here {math}`y = \mathrm{RMSNorm}(x)`. It is cheaper, and models trained with it are about as good; many newer models have it. On a
 # vector whose mean is zero, and with {math}`b = 0`, the two norms are the same function.
 
 
@@ -1228,8 +1232,8 @@ plt.show()
 # paper of GELU also gives an approximation that needs no `erf`, the *error function*:
 #
 # $$\begin{aligned}
-# \mathrm{GELU}(z) &\approx \tfrac12\, z\, (1 + \tanh u) \\
-# u &= \sqrt{2/\pi}\,(z + 0.044715\, z^3)
+# & \mathrm{GELU}(z) \approx \tfrac12\, z\, (1 + \tanh u) \\
+# & u = \sqrt{2/\pi}\,(z + 0.044715\, z^3)
 # \end{aligned}$$ (eq-gelu-tanh)
 #
 # The two forms are different functions. A model must be run with the one it was trained with. In the

@@ -101,6 +101,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch04.check_attention_share, lambda t, d: share(t, d, products=1), "values is missing"),
     (ch04.check_attention_share, lambda t, d: share(t, d, matrices=3), "also one on the output"),
     (ch04.check_attention_share, lambda t, d: share(t, d, matrices=1), "this is one"),
+    (ch04.check_attention_share, lambda t, d: share(t, d, products=4), "count once"),
     (ch04.check_attention_share, lambda t, d: 2 * t * t / (2 * t * t + 4 * d), "not one"),
     (ch04.check_attention_share, lambda t, d: 1 - share(t, d), "share of the projections"),
     (ch04.check_attention_share, lambda t, d: 2 * t / (4 * d), "ratio"),

@@ -139,6 +139,9 @@ def check_attention_share(answer: Callable[[int, int], float]) -> None:
             share(
                 lookup, projections * 3 / 4
             ): "there are four projections: also one on the output",
+            share(2 * lookup, projections): (
+                "a multiplication and its addition count once, in the lookup as in the projections"
+            ),
             share(lookup, projections / 4): "there are four projections, this is one",
             share(lookup, projections / length): (
                 "all T positions pass through each projection, not one"
