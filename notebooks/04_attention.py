@@ -1160,7 +1160,10 @@ def softmax_backward(
 # %% [markdown]
 # The sum is
 #
-# $$\sum_i g_i a_i ([i = j] - a_j) = a_j\Bigl(g_j - \sum_i g_i a_i\Bigr)$$
+# $$\begin{aligned}
+# & \sum_i g_i a_i ([i = j] - a_j) \\
+# &\quad = a_j\Bigl(g_j - \sum_i g_i a_i\Bigr)
+# \end{aligned}$$
 #
 # The sum in the bracket is the mean of the {math}`g_i`, weighted by attention. A step of training
 # raises the score of a key only if more weight on it lowers the loss more than this mean.
