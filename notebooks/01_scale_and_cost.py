@@ -791,7 +791,7 @@ print(f"20 for each of GPT-3's: {wanted / 1e12:.1f} trillion tokens")
 # a smaller model on more text is better: about 20 tokens for each parameter, as was measured two
 # years later {cite:p}`hoffmann2022`. By this rule GPT-3's parameters would have wanted more than
 # ten times the tokens that it got. Chapter 21 takes up how model and data should grow together,
-# and chapter 03 what a token is. The labs of this course escape the difficulty: Town has as many
+# and [chapter 03](03_tokenizers.ipynb) what a token is. The labs of this course escape the difficulty: Town has as many
 # stories as you like.
 
 # %% [markdown]

@@ -1096,4 +1096,4 @@ ch02.check_epochs_for_equal_signals(epochs_for_equal_signals)
 # changing a token: outputs that must not see it move by exactly zero. A loss cannot replace this test.
 #
 # Which family suits which task is measured later, in chapter 19. Before that, a text
-# must become ids; this is the subject of chapter 03.
+# must become ids; this is the subject of [chapter 03](03_tokenizers.ipynb).

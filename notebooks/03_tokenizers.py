@@ -1182,7 +1182,7 @@ assert after["Ġ"].total() < after["Ġthe"].total() / 10
 # The first factor is the loss per token. It grows when pieces become longer, since a longer piece is
 # harder to guess. The second factor shrinks. What matters is the product. As a model we take one that
 # learns in a second: a **trigram model** counts which token follows the last two, and falls back to
-# shorter memories when it must. Chapter 13 compares it with a GPT.
+# shorter memories when it must. [Chapter 13](13_gpt_pretrain.ipynb) compares it with a GPT.
 
 # %%
 vocabularies = [259, 300, 400, 600, 1000, 2000, 4000]
@@ -1236,7 +1236,7 @@ plt.show()
 # Why does the loss per character fall? The trigram model remembers two tokens. Two characters say
 # little about what comes next, two words say more. A Transformer sees the whole row, so it
 # gains less from longer pieces. That the curve becomes flat is the other effect: pieces that occur a few
-# times are hard to count. Chapter 12 has the same rule for *bits per byte*.
+# times are hard to count. [Chapter 12](12_gpt_objective.ipynb) has the same rule for *bits per byte*.
 
 # %% [markdown]
 # ## Special tokens

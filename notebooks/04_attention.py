@@ -790,7 +790,7 @@ for shape in ((5, 5, 4, 4), (10, 10, 4, 4), (3, 7, 4, 2)):
 # Twice as many positions, four times the work. Memory behaves in the same way, if the weights are
 # stored. In training they are, because {eq}`eq-softmax-gradient` needs them in the backward pass.
 # PyTorch can tell us which tensors a function keeps. We count the bytes for 4 attention layers side by
-# side (called **heads**, the subject of chapter 05) of width 64, without the inputs.
+# side (called **heads**, the subject of [chapter 05](05_several_heads.ipynb)) of width 64, without the inputs.
 
 
 # %%
@@ -1311,5 +1311,5 @@ ch04.check_streaming_attention(streaming_attention)
 # zero and not NaN. Attention does not know the order of its inputs. Its work grows with
 # {math}`T^2`, its memory too, unless a fused kernel computes the weights without storing them.
 #
-# A layer looks things up in one way. Chapter 05 gives it several heads, so that it can look for
+# A layer looks things up in one way. [Chapter 05](05_several_heads.ipynb) gives it several heads, so that it can look for
 # several things at once.

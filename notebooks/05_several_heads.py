@@ -20,7 +20,7 @@
 # bug that keeps every shape right; count what heads cost; and train a small GPT whose heads you
 # find by a measure and then remove one by one.
 #
-# **Needs** attention, from chapter 04. **Runs** in 70 seconds on one core.
+# **Needs** attention, from [chapter 04](04_attention.ipynb). **Runs** in 70 seconds on one core.
 # **Source** {cite:p}`vaswani2017,michel2019`; `llm_course/models/layers.py`,
 # `llm_course/visualize/heads.py`.
 #
@@ -72,7 +72,7 @@ PINK, YELLOW = "#CC79A7", "#E69F00"
 # %% [markdown]
 # ## One average is not enough
 #
-# In chapter 04 a position sent out a query and got back one vector: the average of all values,
+# In [chapter 04](04_attention.ipynb) a position sent out a query and got back one vector: the average of all values,
 # weighted by how well their keys fit. This is one **head**. A position often needs two things at
 # once. To continue "Halvin thanked Marla, because", a model wants to know who thanked *and* who was
 # thanked, and the two must not be confused.
@@ -103,7 +103,7 @@ assert not torch.equal(two_heads @ first, two_heads @ second)
 # averages side by side: the first looks at Halvin, the second at Marla.
 #
 # An uneven average, say 0.7 and 0.3, would keep a trace of the difference. Could one head not learn
-# that? We let it try. The task is the recall of chapter 04 with a harder question: a row states eight
+# that? We let it try. The task is the recall of [chapter 04](04_attention.ipynb) with a harder question: a row states eight
 # facts, a person and a job each, and then *one* position asks about *two* people, the first and
 # the second. The model must answer with two jobs in the right order. Both models are one layer of
 # the package's `MultiHeadAttention` of width 32, with the same number of parameters. One has one head
@@ -431,7 +431,7 @@ plt.show()
 # The lowest picture is the sum of the three above it, square by square. So an output of attention
 # can be **taken apart**: this much came from head 0, that much from head 1. In a Transformer the
 # output of the layer is added to the vector that went in, {math}`x + \operatorname{MultiHead}(x)`;
-# chapter 06 explains why. Each head then *writes* its contribution into the vector of its position,
+# [chapter 06](06_positions_norms_ff.ipynb) explains why. Each head then *writes* its contribution into the vector of its position,
 # and to remove a head means to leave out one term of the sum. We will do this with a trained model.
 
 # %% [markdown]
@@ -516,7 +516,7 @@ for kind, n_heads in (
 # Do more heads cost more? Count the parameters of the four matrices, without biases, and the
 # multiply-adds for {math}`T` positions. Each projection has {math}`D \cdot h d_k` numbers, and each
 # position passes through all of them. The scores and the weighted averages need {math}`2 T^2 d_k`
-# for each head, as chapter 04 has counted.
+# for each head, as [chapter 04](04_attention.ipynb) has counted.
 #
 # $$\begin{aligned}
 # \text{parameters} &= 4\,D\,(h d_k) \\
@@ -616,7 +616,7 @@ print(f"a matrix that is no such product: rank {free}")
 # ## What do heads learn?
 #
 # Now we look at heads that have learnt. The model is a GPT with two blocks of four heads each, which
-# guesses the next token of a text. (Chapter 12 explains its loss. Here you only need to know that
+# guesses the next token of a text. ([Chapter 12](12_gpt_objective.ipynb) explains its loss. Here you only need to know that
 # it is {math}`-\log` of the probability of the right token, in nats, and that no position sees a
 # later one.) The text is from Town, from three of its plots.
 #
@@ -662,8 +662,8 @@ print(" | ".join(tokenizer.token(i).replace("Ġ", " ") for i in example[:40]))
 #
 # Two more things make the learning short. The model begins with `reset_to_copying`: at the start,
 # each head already carries what it looks at to the output, and has to learn only *where* to look.
-# Chapter 13 shows what this is good for. And the vectors that tell the model its positions begin as
-# waves, so that near positions have similar vectors; chapter 06 explains them. The training takes
+# [Chapter 13](13_gpt_pretrain.ipynb) shows what this is good for. And the vectors that tell the model its positions begin as
+# waves, so that near positions have similar vectors; [chapter 06](06_positions_norms_ff.ipynb) explains them. The training takes
 # about half a minute.
 
 # %%

@@ -73,10 +73,10 @@ PINK, YELLOW = "#CC79A7", "#E69F00"
 #
 # Here {math}`\pi` is a permutation, that is, a list of all positions in another order, and
 # {math}`x_\pi = (x_{\pi(1)}, \dots, x_{\pi(T)})` are the inputs in that order. A function with this
-# property is called **permutation-equivariant**. Chapter 04 showed it for the bare formula. We test
+# property is called **permutation-equivariant**. [Chapter 04](04_attention.ipynb) showed it for the bare formula. We test
 # the attention layer of the package, in 64-bit numbers. `MultiHeadAttention(16, 4)` has the width 16
 # and 4 **heads**: four small attentions side by side, each with its own queries, keys and values, whose
-# outputs a last matrix combines. (Chapter 05 is about heads.) The second test adds a vector to each
+# outputs a last matrix combines. ([Chapter 05](05_several_heads.ipynb) is about heads.) The second test adds a vector to each
 # position, a different one at each place, before the layer.
 
 

@@ -1722,4 +1722,4 @@ ch07.check_decoder_input(decoder_input)
 # shifted right, always with the right tokens in training, never in use. Label smoothing limits how sure
 # a model becomes, and its loss has a floor above zero.
 #
-# In chapter 08 this model learns to translate.
+# In [chapter 08](08_translate.ipynb) this model learns to translate.

@@ -19,7 +19,7 @@
 # and on combinations that it has never seen, compare greedy search with beams, measure which head
 # aligns the two languages, read its mistakes, and learn what a BLEU score says.
 #
-# **Needs** chapter 07. **Runs** in 90 seconds on one core.
+# **Needs** [chapter 07](07_encoder_decoder.ipynb). **Runs** in 90 seconds on one core.
 # **Source** {cite:p}`vaswani2017,papineni2002,post2018`; `llm_course/runs/translate.py`,
 # `llm_course/objectives/pairs.py`.
 
@@ -170,7 +170,7 @@ assert row["decoder_input_ids"][1:] == row["labels"][: n - 1]
 
 # %% [markdown]
 # The decoder reads the answer shifted by one place: at each place it has seen the characters
-# before and must write the next one. The labels are not shifted again by the loss (chapter 07).
+# before and must write the next one. The labels are not shifted again by the loss ([chapter 07](07_encoder_decoder.ipynb)).
 
 # %% [markdown]
 # ## Training
@@ -643,7 +643,7 @@ assert all(
 # ```
 #
 # With `data="hub", dataset="bentrevett/multi30k"` in place of the files it reads the same pairs
-# by their name on the Hugging Face hub. Label smoothing (chapter 07) is 0.1 here. The recorded
+# by their name on the Hugging Face hub. Label smoothing ([chapter 07](07_encoder_decoder.ipynb)) is 0.1 here. The recorded
 # runs, on a CPU and on a
 # large GPU, are made by `llm-course record --name translate_multi30k_cpu` and `--name translate_multi30k`:
 
