@@ -23,6 +23,10 @@ LONGEST_FUNCTION = 40  # lines without the docstring
 # A longer file or function stands here with its reason; an entry that is no longer needed fails.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
+    "llm_course/checks/ch07.py:check_cross_attention": "30 lines are its table of diagnosed mistakes",
+    "llm_course/checks/ch07.py:check_decoder_masks": "25 lines are its table of diagnosed mistakes",
+    "llm_course/checks/ch07.py:check_smoothed_loss": "30 lines are its table of diagnosed mistakes",
+    "llm_course/checks/ch07.py:_check_shift": "25 lines are its table of diagnosed mistakes",
     "llm_course/generation/decode.py:generate": "15 lines are its signature, which is public",
 }
 
