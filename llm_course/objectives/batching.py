@@ -43,7 +43,7 @@ __all__ = [
 Batch = dict[str, Tensor]
 
 
-class _Endless:
+class EndlessBatches:
     """Epochs of batches, one after the other; a subclass shuffles an epoch and gathers a batch."""
 
     def __init__(self, context: int, batch_size: int, seed: int, rank: int, world_size: int):
@@ -130,7 +130,7 @@ class _Endless:
         raise NotImplementedError
 
 
-class DocumentBatches(_Endless):
+class DocumentBatches(EndlessBatches):
     """Rows of whole documents, each from BOS to EOS, for a model that is judged on documents.
 
     Every row begins with the beginning of a document, so the model learns from position 0, where it
@@ -221,7 +221,7 @@ class DocumentBatches(_Endless):
             # Padding forms a document of its own, so that no row of the mask is empty.
             edge = is_start[index] & inside
             edge[:, 1:] |= inside[:, :-1] & ~inside[:, 1:]
-            batch |= _apart(torch.from_numpy(edge))
+            batch |= keep_apart(torch.from_numpy(edge))
         return batch
 
     def _hash(self) -> str:
@@ -229,7 +229,7 @@ class DocumentBatches(_Endless):
         return sha256_of(self.documents.flat, layout, self.documents.lengths)
 
 
-class BlockBatches(_Endless):
+class BlockBatches(EndlessBatches):
     """Blocks of one continuous text, such as a play: `context` tokens each.
 
     An epoch cuts the text into blocks that do not overlap, from a random beginning, and shuffles
@@ -297,7 +297,7 @@ def shift_right(labels: Int[Tensor, "B T"], start_id: int, pad_id: int) -> Int[T
     return shifted.masked_fill(shifted == IGNORE, pad_id)
 
 
-def _apart(edge: Tensor) -> Batch:
+def keep_apart(edge: Tensor) -> Batch:
     """Positions that restart at every edge, and who may look at whom: only within a document."""
     place = torch.arange(edge.shape[1]).expand(edge.shape)
     document = edge.cumsum(1)
