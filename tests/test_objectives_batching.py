@@ -389,3 +389,11 @@ def test_the_checks_above_are_mostly_ours() -> None:
             make()
         names.append(caught.type.__name__)
     assert names.count("TypeCheckError") <= 3
+
+
+def test_the_first_batch_of_an_epoch_comes_from_the_order_of_that_epoch() -> None:
+    batches = DocumentBatches(some_documents(64, longest=5), context=4, batch_size=4, seed=3)
+    first = [batch for _, batch in zip(range(batches.batches_per_epoch), batches)]
+    again = next(iter(batches))
+    assert batches.epoch == 1
+    assert not torch.equal(again["input_ids"], first[0]["input_ids"])

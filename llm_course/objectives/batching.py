@@ -36,6 +36,7 @@ __all__ = [
     "BlockBatches",
     "BlockEvaluation",
     "DocumentBatches",
+    "EndlessBatches",
     "PaddedBatches",
     "shift_right",
 ]
@@ -72,6 +73,7 @@ class EndlessBatches:
         while True:
             if self.offset >= self.batches_per_epoch:
                 self.epoch, self.offset = self.epoch + 1, 0
+                self._prepare()
             first = (self.offset * self.world_size + self.rank) * self.batch_size
             batch = self._gather(first, first + self.batch_size)
             self.offset += 1  # before the yield: a state saved now goes on with the next batch

@@ -70,6 +70,17 @@ def flatten_documents(
     return ragged, long
 
 
+def flatten_rows(rows: Sequence[Sequence[int]], vocab_size: int | None, name: str) -> Ragged:
+    """Rows of at least one id each, laid out flat; errors call a row by `name` and its number."""
+    if len(rows) == 0:
+        raise DataError(f"there must be at least one {name}, got none")
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    if (empty := np.flatnonzero(lengths == 0)).size:
+        raise DataError(f"{name} {empty[0]} must have at least 1 token, got none")
+    flat = check_ids(_concatenated(rows, int(lengths.sum())), vocab_size)
+    return Ragged(flat, np.cumsum(lengths) - lengths, lengths)
+
+
 def _shortened(
     documents: Sequence[Sequence[int]], context: int, how: str, long: int, longest: int
 ) -> Sequence[Sequence[int]]:
