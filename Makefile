@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 NOTEBOOKS := $(wildcard notebooks/*.py)
 
-.PHONY: help book test lint unit nbval notebooks student coverage-map lab lock clean
+.PHONY: help book test lint unit nbval browser-test notebooks student coverage-map lab lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,11 @@ $(BIN)/python:
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "llm_course"
 	touch $@
 
+.venv/browser.stamp: .venv/dev.stamp
+	$(BIN)/python tools/lock.py --section browser > .venv/browser.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r .venv/browser.txt
+	touch $@
+
 book: .venv/book.stamp  ## build the whole book into _build/html (needs no torch)
 	$(BIN)/python tools/build_book.py
 
@@ -55,12 +60,15 @@ lint: .venv/dev.stamp  ## ruff, types, room order, spelling, workflows
 	yamllint -s .github _toc.yml _config.yml .pre-commit-config.yaml environment.yml
 
 unit: .venv/dev.stamp  ## the tests of the package, the tools and the pages
-	pytest -n 2 --dist worksteal -m "not compile and not unchecked"
+	pytest -n 2 --dist worksteal -m "not compile and not unchecked and not browser"
 	pytest -m "compile or unchecked" --no-shape-checks
 
 nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored outputs
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval \
 	  --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+
+browser-test: .venv/browser.stamp  ## the attention view and the built pages in a real Chromium, the system's
+	pytest -n 2 --dist worksteal -m browser
 
 notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py (or NAMES="12 13") and write the .ipynb beside each
 	$(BIN)/python tools/notebooks.py $(NAMES)

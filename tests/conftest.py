@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser_pages import chromium
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -48,3 +51,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data sets are absent: ../shared/data is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium for the tests marked `browser`."""
+    with chromium() as started:
+        yield started

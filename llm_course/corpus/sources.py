@@ -28,9 +28,11 @@ from llm_course.errors import ConfigError, DataError
 
 __all__ = [
     "Documents",
+    "hub_records",
     "in_validation",
     "load_hub",
     "read_documents",
+    "read_records",
     "read_rows",
     "split_documents",
     "split_text",
@@ -119,6 +121,31 @@ def read_rows(
         if path.suffix.lower() in TEXT_SUFFIXES:
             raise DataError(f"{path}: a text file has no columns; expected csv or json")
     return _rows_of(files, wanted, encoding, errors == "skip")
+
+
+def read_records(
+    paths: Paths, *, encoding: str = "utf-8", errors: Errors = "strict"
+) -> Iterator[tuple[Path, Record]]:
+    """The rows of `read_rows` with their file and line, for errors that say where."""
+    files = _existing(paths)
+    _check_reading(files, None, encoding, "line", errors)
+    for path in files:
+        if path.suffix.lower() in TEXT_SUFFIXES:
+            raise DataError(f"{path}: a text file has no columns; expected csv or json")
+    records = (_good(path, _records_of(path, encoding), errors == "skip") for path in files)
+    return ((path, record) for path, found in zip(files, records) for record in found)
+
+
+def hub_records(
+    dataset_id: str,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    cache_dir: str | Path | None = None,
+) -> Iterator[Record]:
+    """The rows of a data set on the Hugging Face hub with their numbers; errors as `load_hub`."""
+    rows = _load_dataset(dataset_id, name=name, split=split, streaming=False, cache=cache_dir)
+    return _numbered(dataset_id, rows)
 
 
 @overload

@@ -85,6 +85,15 @@ def train_backend(
     return backend
 
 
+def untrained(kind: str, lowercase: bool = False) -> tokenizers.Tokenizer:
+    """A tokenizer of a kind with word pieces, without a vocabulary: how it cuts text is settled."""
+    if kind == "bpe":
+        return _bpe()
+    if kind == "wordpiece":
+        return _wordpiece(lowercase)
+    return _unigram(list(SPECIAL_TOKENS["unigram"]))
+
+
 def check_vocab_size(kind: str, vocab_size: int, n_special: int | None = None) -> None:
     """Refuse a vocabulary without room for the special tokens and one piece, or for all bytes."""
     n_special = len(SPECIAL_TOKENS[kind]) if n_special is None else n_special

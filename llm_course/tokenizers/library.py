@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 
 from llm_course.errors import ConfigError, DataError
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, Kind, train_backend
+from llm_course.tokenizers.words import check_not_text, check_text, no_text
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 PADDING = 128  # a model's vocabulary may be rounded up to a multiple of this
@@ -134,7 +135,7 @@ class Tokenizer:
         special tokens in the text become these tokens: never do this with text of a user.
         `DataError` for half a surrogate pair, which is no character.
         """
-        _check_text(text, "text")
+        check_text(text, "text")
         self.backend.encode_special_tokens = not parse_special
         # The fast form leaves out where each piece lay in the text: half the time for a long one.
         (encoded,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special)
@@ -145,9 +146,9 @@ class Tokenizer:
         self, texts: Sequence[str], *, add_special: bool = False, parse_special: bool = False
     ) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
-        _check_not_text(texts)
+        check_not_text(texts)
         for number, text in enumerate(texts):
-            _check_text(text, f"text {number}")
+            check_text(text, f"text {number}")
         self.backend.encode_special_tokens = not parse_special
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
         return [item.ids for item in encoded]
@@ -280,7 +281,7 @@ class _Checked:
     def __iter__(self) -> Iterator[str]:
         self.characters = 0
         for number, text in enumerate(self._texts):
-            _check_text(text, f"text {number}")
+            check_text(text, f"text {number}")
             self.characters += 0 if text.isspace() else len(text)
             yield text
 
@@ -293,7 +294,7 @@ def _train(
     special: list[str],
     lowercase: bool,
 ) -> tokenizers.Tokenizer:
-    _check_not_text(texts)
+    check_not_text(texts)
     checked = _Checked(texts)
     try:
         backend = train_backend(kind, checked, vocab_size - sentinels, special, lowercase)
@@ -301,39 +302,18 @@ def _train(
         raise
     except Exception as error:  # the library raises nothing more precise
         if checked.characters == 0:
-            raise _no_text() from error
+            raise no_text() from error
         raise ConfigError(
             f"vocab_size is too small for the characters of these texts, got {vocab_size}: {error}"
         ) from error
     if checked.characters == 0:
-        raise _no_text()
+        raise no_text()
     if (have := backend.get_vocab_size() + sentinels) > vocab_size:
         raise ConfigError(
             f"vocab_size must be at least {have} for a {kind} vocabulary of these texts, "
             f"got {vocab_size}"
         )
     return backend
-
-
-def _no_text() -> DataError:
-    return DataError("texts must hold at least one character, got none")
-
-
-def _check_not_text(texts: Iterable[str]) -> None:
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(f"texts must be several texts, got one {type(texts).__name__}")
-
-
-def _check_text(text: str, name: str) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a str, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{name}: half a surrogate pair (U+{ord(text[error.start]):04X}) at character "
-            f"{error.start} is no character"
-        ) from None
 
 
 def _roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any], path: Path) -> dict[str, str]:

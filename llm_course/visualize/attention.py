@@ -1,8 +1,9 @@
-"""What attention looks at: weights read by hooks, and their picture."""
+"""What attention looks at: weights read by hooks, their picture, and a view to explore."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from llm_course.generation.prepare import eval_mode
 from llm_course.generation.request import is_encoder_decoder
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.shapes import Float
+from llm_course.visualize import attention_html
 from llm_course.visualize.curves import FONT_SIZE
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ COLORS = "Blues"  # from white to dark in one hue: also readable in grey
 HIDDEN = "#E3E3E3"  # a weight of exactly 0: the mask forbids it
 MAX_COLUMNS = 3  # of a grid of heads
 MAX_LABELS = 32  # tokens written along an axis; more would be unreadable
+MAX_WEIGHTS = 1_000_000  # in one view: each is more than a byte of the notebook
 
 
 def attention_maps(
@@ -99,9 +102,112 @@ def plot_attention(
     Raises:
         ValueError: a layer, head or row that is not there, or another number of tokens.
     """
-    _check_index("layer", layer, len(weights))
+    _check(weights, tokens, key_tokens, row, layer, head)
     maps = weights[layer]
-    n_rows, n_heads, n_queries, n_keys = maps.shape
+    keys = tokens if key_tokens is None else key_tokens
+    heads = range(maps.shape[1]) if head is None else [head]
+    panels = [maps[row, h].detach().float().cpu() for h in heads]
+    return _grid(panels, [f"layer {layer}, head {h}" for h in heads], tokens, keys, title)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionView:
+    """The attention of one sentence, all layers and heads; notebooks show it as an HTML view."""
+
+    weights: tuple[Float[Tensor, "H T S"], ...]  # a layer each
+    tokens: tuple[str, ...]
+    key_tokens: tuple[str, ...] | None
+    layer: int
+    head: int | None
+    title: str
+
+    def _repr_html_(self) -> str:
+        return attention_html.page_part(
+            self.weights, self.tokens, self.key_tokens, self.layer, self.head, self.title
+        )
+
+    def __repr__(self) -> str:
+        """The same on each machine: `--nbval` compares it."""
+        n_keys = "" if self.key_tokens is None else f" to {len(self.key_tokens)}"
+        sizes = f"{len(self.weights)} layers, {len(self.weights[0])} heads"
+        return f"AttentionView({sizes}, {len(self.tokens)}{n_keys} tokens)"
+
+    def plot(self) -> Figure:
+        """The static twin for print: `plot_attention` of the layer and head of the start."""
+        shown = attention_html.visible
+        return plot_attention(
+            [w[None] for w in self.weights],
+            [shown(token) for token in self.tokens],
+            layer=self.layer,
+            head=self.head,
+            key_tokens=self.key_tokens and [shown(token) for token in self.key_tokens],
+            title=self.title,
+        )
+
+
+def attention_view(
+    weights: Sequence[Float[Tensor, "B H T S"]],
+    tokens: Sequence[str],
+    *,
+    key_tokens: Sequence[str] | None = None,
+    row: int = 0,
+    layer: int = 0,
+    head: int | None = None,
+    title: str = "",
+) -> AttentionView:
+    """An interactive view of where each token looks; the last line of a cell shows it.
+
+    Weights are shown as hundredths; one of exactly 0 is forbidden by a mask. The arguments are
+    those of `plot_attention`; `layer` and `head` are where the view begins, head None with the
+    mean of all heads.
+
+    Args:
+        key_tokens: the text of each key where queries and keys differ (cross-attention): source
+            and target then stand side by side.
+        title: also the name of the view for screen readers.
+
+    Raises:
+        ValueError: a layer, head or row that is not there, another number of tokens, layers of
+            different shapes, weights that are not from 0 to 1, or too many of them.
+    """
+    _check(weights, tokens, key_tokens, row, layer, head)
+    shape = weights[0].shape
+    for number, maps in enumerate(weights):
+        if maps.shape != shape:
+            raise ValueError(
+                f"all layers must have the shape {list(shape)} of layer 0, "
+                f"got {list(maps.shape)} in layer {number}"
+            )
+    if (count := len(weights) * shape[1:].numel()) > MAX_WEIGHTS:
+        raise ValueError(f"a view holds at most {MAX_WEIGHTS} weights, got {count}: fewer layers?")
+    shown = tuple(maps[row].detach().float().cpu() for maps in weights)
+    for number, maps in enumerate(shown):
+        if not ((maps >= 0) & (maps <= 1 + 1e-3)).all():
+            low, high = maps.aminmax()
+            raise ValueError(
+                f"weights must be from 0 to 1, got {low:.3g} to {high:.3g} in layer {number}"
+            )
+    return AttentionView(
+        weights=shown,
+        tokens=tuple(tokens),
+        key_tokens=None if key_tokens is None else tuple(key_tokens),
+        layer=layer,
+        head=0 if shape[1] == 1 else head,
+        title=title,
+    )
+
+
+def _check(
+    weights: Sequence[Tensor],
+    tokens: Sequence[str],
+    key_tokens: Sequence[str] | None,
+    row: int,
+    layer: int,
+    head: int | None,
+) -> None:
+    """Raise ValueError where a picture is asked for that the weights do not have."""
+    _check_index("layer", layer, len(weights))
+    n_rows, n_heads, n_queries, n_keys = weights[layer].shape
     _check_index("row", row, n_rows)
     if head is not None:
         _check_index("head", head, n_heads)
@@ -109,9 +215,6 @@ def plot_attention(
     for name, given, wanted in (("tokens", tokens, n_queries), ("key_tokens", keys, n_keys)):
         if len(given) != wanted:
             raise ValueError(f"{name} must hold {wanted} tokens, got {len(given)}")
-    heads = range(n_heads) if head is None else [head]
-    panels = [maps[row, h].detach().float().cpu() for h in heads]
-    return _grid(panels, [f"layer {layer}, head {h}" for h in heads], tokens, keys, title)
 
 
 def _check_index(name: str, index: int, count: int) -> None:

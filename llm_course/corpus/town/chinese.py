@@ -28,6 +28,12 @@ def translate(sentence: Sentence | str, grammar: Grammar | None = None) -> str:
         from llm_course.corpus.town.parse import parse_sentence
 
         sentence = parse_sentence(sentence, grammar)
+    return "".join(piece for _, _, piece in printed(sentence, grammar))
+
+
+def printed(sentence: Sentence, grammar: Grammar | None = None) -> list[tuple[str, str, str]]:
+    """The Chinese in pieces: (name, form, text) of a slot, or ("", "", text) of the clause."""
+    grammar = grammar or town()
     clause = grammar.clauses[sentence.clause]
     words: dict[str, Entry | str] = {}
     for slot, filler in zip(clause.slots, sentence.fillers, strict=True):
@@ -35,10 +41,13 @@ def translate(sentence: Sentence | str, grammar: Grammar | None = None) -> str:
             words.setdefault(slot.name, filler)
         else:
             words[slot.name] = grammar.entries[filler]
-    pieces = SLOT.split(clause.chinese)  # text, name, form, text, name, form, ..., text
-    for i in range(1, len(pieces), 3):
-        pieces[i : i + 2] = [_chinese(words[pieces[i]], pieces[i + 1] or ""), ""]
-    return "".join(pieces)
+    parts = [*SLOT.split(clause.chinese), "", ""]  # text, name, form, text, name, form, ..., text
+    found = []
+    for text, name, form in zip(parts[0::3], parts[1::3], parts[2::3]):
+        found.append(("", "", text))
+        if name:
+            found.append((name, form or "", _chinese(words[name], form or "")))
+    return found
 
 
 def translate_document(document: Document | Derivation, grammar: Grammar | None = None) -> str:

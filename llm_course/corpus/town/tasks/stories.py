@@ -30,7 +30,8 @@ ONE_IN = 8  # combinations, held out for a shift
 OPENING = ("who", "when")  # every plot begins with them, so they are no part of its template
 
 
-def _held_out(parts: tuple[str, ...]) -> bool:
+def held_out(parts: tuple[str, ...]) -> bool:
+    """Whether a combination is one of those that training never shows, by a hash."""
     digest = hashlib.sha256("|".join(parts).encode()).digest()
     return int.from_bytes(digest[-8:], "big") % ONE_IN == 0
 
@@ -38,7 +39,7 @@ def _held_out(parts: tuple[str, ...]) -> bool:
 def held_out_name(name: str, grammar: Grammar | None = None) -> bool:
     """Whether a name's start and end are a combination that training never shows together."""
     parts = syllables(name, (grammar or town()).lexicon)
-    return _held_out((parts[0], parts[-1]))
+    return held_out((parts[0], parts[-1]))
 
 
 def template(derivation: Derivation) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ def template(derivation: Derivation) -> tuple[str, ...]:
 
 def held_out_template(derivation: Derivation) -> bool:
     """Whether the story's clauses are a combination that training never shows together."""
-    return _held_out(template(derivation))
+    return held_out(template(derivation))
 
 
 def check_arguments(n: int, split: str, shift: str) -> None:
