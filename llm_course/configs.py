@@ -302,3 +302,46 @@ class DataConfig(_Config):
                 f"dataset goes with data = 'hub' and only with it, "
                 f"got data = {self.data!r} and dataset = {self.dataset!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(_Config):
+    """Which pairs of texts a translator learns from, and how they become batches."""
+
+    data: Literal["town", "files", "hub"] = "town"
+    data_files: tuple[str, ...] = ()  # csv or json, to train on; with data = "files"
+    validation_files: tuple[str, ...] = ()
+    test_files: tuple[str, ...] = ()
+    dataset: str | None = None  # a hub name; its splits are train, validation and test
+    source: str = "en"  # the columns of files and hub data sets
+    target: str = "de"
+    pairs: int = 60_000  # sentences of Town to generate
+    min_count: int = 1  # leave out pairs with a source word that is rarer than this in training
+    held_out: int = 500  # pairs of Town in each validation and test set
+    tokenizer: Literal["bpe", "word"] = "word"  # one vocabulary for both languages
+    vocab_size: int = 8192  # an upper bound
+    batch_size: int = 32  # pairs in a batch
+    seed: int = 0  # of the data order and of Town
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "min_count", "held_out", "batch_size"):
+            _check(self, name, 1)
+        _check(self, "vocab_size", 2)
+        _check(self, "seed", 0, MAX_SEED)
+        _check_choice(self, "data", ("town", "files", "hub"))
+        _check_choice(self, "tokenizer", ("bpe", "word"))
+        for name in ("data_files", "validation_files", "test_files"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be several names, got {getattr(self, name)!r}")
+            if (self.data == "files") != bool(getattr(self, name)):
+                raise ConfigError(
+                    f"{name} go with data = 'files' and only with it, got data = {self.data!r} "
+                    f"and {len(getattr(self, name))} files"
+                )
+        if (self.data == "hub") != bool(self.dataset):
+            raise ConfigError(
+                f"dataset goes with data = 'hub' and only with it, "
+                f"got data = {self.data!r} and dataset = {self.dataset!r}"
+            )
+        if self.source == self.target:
+            raise ConfigError(f"source and target must be two columns, got {self.source!r} twice")

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_course.configs import BERTConfig, DataConfig, GPTConfig, TrainConfig
+from llm_course.configs import (
+    BERTConfig,
+    DataConfig,
+    GPTConfig,
+    PairConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 from llm_course.errors import ConfigError
 
 
@@ -48,6 +55,69 @@ GPT_PRESETS = {
         ),
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerPreset:
+    """A translator (its vocabulary is set with the tokenizer), its pairs and its training."""
+
+    model: TransformerConfig
+    data: PairConfig
+    train: TrainConfig
+    smoothing: float = 0.0  # of the labels, Vaswani et al. 2017, §5.4
+
+
+TRANSFORMER_PRESETS = {
+    # One block reads and two write: with one block that writes, exact matches stay near zero.
+    "cpu": TransformerPreset(
+        model=TransformerConfig(
+            n_layers=1,
+            n_decoder_layers=2,
+            d_model=96,
+            n_heads=4,
+            d_ff=192,
+            n_positions=64,
+            dropout=0.0,
+        ),
+        data=PairConfig(min_count=100),
+        train=TrainConfig(
+            max_steps=1500, lr=5e-3, warmup_steps=60, min_lr=1e-4, beta2=0.98, precision="fp32"
+        ),
+    ),
+    "t4": TransformerPreset(
+        model=TransformerConfig(
+            n_layers=3, n_decoder_layers=3, d_model=256, n_heads=4, d_ff=1024, n_positions=128
+        ),
+        data=PairConfig(pairs=200_000, batch_size=128, vocab_size=12_000),
+        train=TrainConfig(
+            max_steps=4000, lr=1e-3, warmup_steps=400, min_lr=1e-5, beta2=0.98, eval_every=500
+        ),
+        smoothing=0.1,
+    ),
+    "h200": TransformerPreset(
+        model=TransformerConfig(
+            n_layers=4,
+            n_decoder_layers=4,
+            d_model=256,
+            n_heads=4,
+            d_ff=1024,
+            n_positions=128,
+            dropout=0.2,
+        ),
+        data=PairConfig(pairs=400_000, batch_size=256, vocab_size=12_000),
+        train=TrainConfig(
+            max_steps=6000, lr=1e-3, warmup_steps=400, min_lr=1e-5, beta2=0.98, eval_every=500
+        ),
+        smoothing=0.1,
+    ),
+}
+
+
+def transformer_preset(name: str) -> TransformerPreset:
+    """The translation preset of that name; `ConfigError` lists the names when there is none."""
+    if name not in TRANSFORMER_PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(TRANSFORMER_PRESETS)}, got {name!r}")
+    return TRANSFORMER_PRESETS[name]
 
 
 def gpt_preset(name: str) -> GPTPreset:

@@ -20,13 +20,13 @@
 # loops and compare them with the package; measure what the residual sum and the place of the norm
 # do in a deep model; and train one that fails.
 #
-# **Needs** attention and its heads, from chapters 04 and 05. **Runs** in 60 seconds on one core.
+# **Needs** attention, from [chapter 04](04_attention.ipynb). **Runs** in 60 seconds on one core.
 # **Source** {cite:p}`vaswani2017,ba2016,xiong2020`; `llm_course/models/transformer.py`,
 # `llm_course/models/layers.py`, `llm_course/models/t5.py`.
 #
-# Names such as F7 and X2 are ids of formulas and claims in the article that this course follows.
-# The [source map](../book/source_map.md) lists them. The article gives no formula for positions,
-# for the norm, or for GELU. They stand here with numbers, because a program needs them exactly.
+# The article that this course follows gives no formula for positions, for the norm, or for GELU. They
+# stand here with numbers, because a program needs them exactly. Names in the code such as F7 are ids of
+# the article's formulas; the [source map](../book/source_map.md) lists them.
 
 # %% [markdown]
 # COLAB
@@ -73,9 +73,11 @@ PINK, YELLOW = "#CC79A7", "#E69F00"
 #
 # Here {math}`\pi` is a permutation, that is, a list of all positions in another order, and
 # {math}`x_\pi = (x_{\pi(1)}, \dots, x_{\pi(T)})` are the inputs in that order. A function with this
-# property is called **permutation-equivariant**. We test the attention layer of the
-# package in 64-bit numbers. The second test adds a vector to each position, a different one at each
-# place, before the layer.
+# property is called **permutation-equivariant**. [Chapter 04](04_attention.ipynb) showed it for the bare formula. We test
+# the attention layer of the package, in 64-bit numbers. `MultiHeadAttention(16, 4)` has the width 16
+# and 4 **heads**: four small attentions side by side, each with its own queries, keys and values, whose
+# outputs a last matrix combines. ([Chapter 05](05_several_heads.ipynb) is about heads.) The second test adds a vector to each
+# position, a different one at each place, before the layer.
 
 
 # %% tags=["covers-X2"]
@@ -96,7 +98,8 @@ print("without positions: below 1e-12")
 print(f"with positions:    {moved.abs().max():.2f}")
 
 # %% [markdown]
-# The first difference is only rounding. The second is as large as the outputs themselves.
+# The first difference is only rounding. The second is real: with positions the layer does notice
+# the order.
 #
 # Is it the same for a whole model? The other parts of a block, which this chapter explains below,
 # work on each position by itself, so they cannot see the order either. We take a small BERT of the
@@ -270,12 +273,14 @@ plt.show()
 # ```
 #
 # The model without positions learns what a bag of words contains: one of the two people must be the
-# answer. Which one, it cannot learn. On new pairs its loss is well above {math}`\log 2`, because it is
-# sometimes sure of the wrong person.
+# answer. Which one, it cannot learn. On new pairs its loss is well above {math}`\log 2`: it gives some
+# probability to people who are not in the sentence, and it is sometimes sure of the wrong one of the
+# two.
 #
-# A causal mask changes this a little. In a GPT a position sees only the positions before it, so the
+# A causal mask changes this. In a GPT a position sees only itself and the positions before it, so the
 # *number* of things it sees depends on where it stands. Is this enough to know the order? We set the
-# position table of a GPT to zero and look at the last output, after exchanging two earlier tokens.
+# position table of a GPT to zero and look at the last output, after exchanging two earlier tokens. (Its
+# matrices are ten times as large as in a new model, so that a difference is easy to see.)
 
 # %%
 gaps = {}
@@ -310,12 +315,12 @@ print(f"one block: no difference; two blocks: {gaps[2]:.2f}")
 # %% [markdown]
 # ## Sinusoidal positions
 #
-# The simplest idea is to add the number of the position to the vector. But the number of the 400th
+# The simplest idea is to add the number of the position to the word's vector. But the number of the 400th
 # position is 400, and the numbers in a word's vector are near 1: the sum would contain the position
 # and hardly any word. Dividing by the length of the text is no better, because one step would then
 # mean something else in each text.
 #
-# Vaswani et al. use a clock with many hands. A hand that turns quickly tells neighbours apart, a
+# What Vaswani et al. add can be read as a clock with many hands. A hand that turns quickly tells neighbours apart, a
 # slow one tells the beginning from the end, and all numbers stay between −1 and 1. A hand is a point
 # on a circle, so it has two numbers, a sine and a cosine:
 #
@@ -326,8 +331,9 @@ print(f"one block: no difference; two blocks: {gaps[2]:.2f}")
 # \end{aligned}$$ (eq-sinusoids)
 #
 # Here {math}`p` is the position, counted from 0, and {math}`i` numbers the hands from 0 to
-# {math}`D/2 - 1`. The first hand turns by one radian a step. The last turns about 10,000 times more
-# slowly. The formula as a plain loop, and the function of the package:
+# {math}`D/2 - 1`. {math}`\omega_i` is the angle by which hand {math}`i` turns in one step. It is one
+# radian for the first hand, and almost 10,000 times less for the last. The formula as a plain loop, and
+# the function of the package:
 
 
 # %% tags=["covers-X2"]
@@ -359,7 +365,7 @@ assert (slow - by_loops).abs().max() > 1
 # %%
 #| alt: Heat map of the position table, 100 rows for positions and 64 columns. The columns on the
 #|   left change between dark and bright every few rows. Further to the right the stripes become
-#|   longer, and from about column 40 on a column hardly changes: bright and dark columns alternate,
+#|   longer, and from about column 36 on a column hardly changes: bright and dark columns alternate,
 #|   the cosines near 1 and the sines near 0.
 figure, axes = plt.subplots(figsize=(6, 4.4))
 image = axes.imshow(table, cmap="cividis", aspect="auto")
@@ -379,12 +385,14 @@ plt.show()
 # rotation**. To go {math}`k` positions on, turn each hand by the angle {math}`\alpha = \omega_i k`.
 # With {math}`s_p = \sin \omega_i p` and {math}`c_p = \cos \omega_i p`, the two numbers of the hand:
 #
-# $$\begin{pmatrix} s_{p+k} \\ c_{p+k} \end{pmatrix} =
-# \begin{pmatrix} \cos \alpha & \sin \alpha \\ -\sin \alpha & \cos \alpha \end{pmatrix}
-# \begin{pmatrix} s_p \\ c_p \end{pmatrix}$$ (eq-rotation)
+# $$\begin{aligned}
+# \begin{pmatrix} s_{p+k} \\ c_{p+k} \end{pmatrix} &= R \begin{pmatrix} s_p \\ c_p \end{pmatrix} \\
+# R &= \begin{pmatrix} \cos \alpha & \sin \alpha \\ -\sin \alpha & \cos \alpha \end{pmatrix}
+# \end{aligned}$$ (eq-rotation)
 #
-# The matrix contains {math}`k` and not {math}`p`. So one fixed matrix gives "the token three places
-# before", wherever you stand, and a matrix is what a head has in {math}`W^Q` and {math}`W^K`.
+# The matrix {math}`R` contains {math}`k` and not {math}`p`. This helps attention. A query is made by a fixed
+# matrix {math}`W^Q`, and such a matrix can turn the position of the query back by three places. Then
+# the query fits the key of the token three places before it, wherever it stands.
 
 
 # %% tags=["covers-X2"]
@@ -454,8 +462,8 @@ print(f"distance 0: {products[0, 0]:.2f}, distance 7: {products[3, 10]:.2f}")
 # %%
 #| alt: Curve of the dot product of two rows of the table against their distance from minus 49 to
 #|   plus 49. It is symmetric. At distance 0 it has its peak of 32. It falls steeply to below 24 at
-#|   a distance of 7 and to below 20 at 15. Further out it goes up and down in waves between 15
-#|   and 20.
+#|   a distance of 7 and to below 20 at 15. Further out it goes up and down in waves between about
+#|   14 and 20.
 figure, axes = plt.subplots(figsize=(6.4, 3.2))
 axes.plot(range(-49, 50), products[49, :99], color=BLUE)
 axes.set_xlabel("distance k")
@@ -472,7 +480,8 @@ plt.show()
 #
 # One detail is easy to forget. The table has numbers of the size 1, and the embeddings of the
 # package's Transformer begin with numbers of the size {math}`1/\sqrt{D}`. If both were simply added,
-# the position would drown the word. So the paper multiplies the embedding by {math}`\sqrt D`.
+# hardly anything of the word would be left beside its position. The paper multiplies the embedding by
+# {math}`\sqrt D`. It gives no reason, but here is the effect on the lengths of the two vectors:
 
 # %%
 word = random_numbers(512) * 512**-0.5
@@ -480,6 +489,9 @@ position = sinusoids(10, 512)[9]
 for factor, name in ((1.0, "1"), (512**0.5, "sqrt(D)")):
     share = (factor * word).norm() / position.norm()
     print(f"embedding times {name:>7}: {share:.2f} times the position")
+
+# %% [markdown]
+# Without the factor the word has a small part of the sum. With it the two are of similar length.
 
 # %% [markdown]
 # ## Learned and relative positions
@@ -504,9 +516,9 @@ except ValueError as error:
 # how far it is from another. So each head has a table with one number for each
 # *distance*, and adds this number to the score of query and key before the softmax. To keep the
 # table short, distances share entries: near distances have one each, far ones share on a logarithmic
-# scale, and all from 128 on share the last. Such a shared entry is called a **bucket**. The encoder
-# uses half of its 32 buckets for each direction. The decoder looks only back, and uses all of them
-# for that.
+# scale up to 128, and everything beyond shares the last. Such an entry is called a **bucket**. The
+# encoder uses half of its 32 buckets for each direction. The decoder looks only back, and uses all of
+# them for that.
 
 # %%
 #| alt: Step curves of the bucket number against the distance of the key from the query, from minus
@@ -527,20 +539,25 @@ axes.legend()
 plt.show()
 
 # %%
-assert len(set(in_encoder[150 - 7 : 150 + 8].tolist())) == 15
-assert len(set(in_encoder[:23].tolist())) == 1  # 128 to 150 back
-print("distances in one bucket: 1 near 0, 23 from −150 to −128")
+for name, buckets in (("encoder", in_encoder), ("decoder", in_decoder)):
+    back = buckets[:151].flip(0)  # the bucket of 0, 1, 2, ... steps back
+    assert (back[128:] == back.max()).all()
+    near = int((back.bincount() == 1).sum()) - 1  # without distance 0
+    last = int((back == back.max()).nonzero()[0])
+    assert len(set(back[: near + 1].tolist())) == near + 1
+    print(f"{name}: 1 to {near} steps back, a bucket for each")
+    print(f"{name}: from {last} steps on, the last bucket")
 
 # %% [markdown]
-# From −7 to 7 every distance has its own bucket. Further out the steps become longer. A model of this
+# The printed numbers are the ends of the steep part and of the last step in the picture. A model of this
 # kind has no longest position: any distance has a bucket. Part V of the course returns to T5.
 
 # %% [markdown]
 # ## The feed-forward layer
 #
-# Attention moves information between positions. It computes averages, and an average of values is a
-# linear function of them. The second half of each block works on a single position, and it is not
-# linear. Vaswani et al. call it the *position-wise feed-forward network*:
+# A Transformer repeats one unit, the **block**. Its first half is attention, which moves information
+# between positions. Attention computes averages, and an average of values is a linear function of them.
+# The second half works on a single position, and it is not linear. Vaswani et al. call it the *position-wise feed-forward network*:
 #
 # $$\begin{aligned}
 # \mathrm{FFN}(x) &= h W_2 + b_2 \\
@@ -551,8 +568,8 @@ print("distances in one bucket: 1 near 0, 23 from −150 to −128")
 # {math}`F` numbers, usually {math}`F = 4D`. The function {math}`\max(0, z)` sets negative numbers to
 # zero; it is called **ReLU**. {math}`W_2` goes back to the width {math}`D`. You can read it as
 # {math}`F` small rules. A column of {math}`W_1` is a pattern that {math}`x` is compared with. If the
-# pattern fits, the number is positive, and the corresponding row of {math}`W_2` is added to the
-# output.
+# pattern fits, the number is positive, and the corresponding row of {math}`W_2`, multiplied by this
+# number, is added to the output.
 
 
 # %% tags=["covers-F7"]
@@ -611,9 +628,9 @@ print(f"feed-forward: input 2 moves outputs {outputs_that_move(ff, x, 2)}")
 print(f"attention:    input 2 moves outputs {outputs_that_move(attn, x, 2)}")
 
 # %% [markdown]
-# It is a small idea with many parameters. Attention has four matrices of the size {math}`D \times
-# D`. The feed-forward layer has two of the size {math}`D \times 4D`, which is twice as much. So it
-# holds two thirds of the matrices of every block.
+# The layer has many parameters. Attention has four matrices of the size {math}`D \times D`: for
+# queries, keys, values, and for the output. The feed-forward layer has two of the size {math}`D \times
+# 4D`, which is twice as much. So it holds two thirds of the matrices of every block.
 
 # %%
 for name, model in tables.items():
@@ -636,10 +653,13 @@ for name, model in tables.items():
 #
 # $$y = x + f(x), \qquad \frac{\partial y}{\partial x} = I + \frac{\partial f}{\partial x}$$ (eq-residual)
 #
-# The identity {math}`I` lets the gradient pass, whatever {math}`f` does. The vector that is passed on
+# The identity {math}`I` lets the gradient pass, even where the derivative of {math}`f` is nearly 0. The vector that is passed on
 # from sum to sum is called the **residual stream**: each layer reads it and adds its result. We check
 # {eq}`eq-residual` with the derivative that PyTorch computes, and then put 24 feed-forward layers in a
-# row, with and without the sum.
+# row, with and without the sum. Their matrices begin as those of the first Transformer, with **Xavier**
+# weights: uniform random numbers between {math}`-r` and {math}`r` with {math}`r = \sqrt{6/(a+b)}`, where
+# {math}`a` and {math}`b` are the numbers of rows and columns of the matrix. This size is chosen so that
+# a matrix changes the length of a vector little.
 
 # %% tags=["covers-X4"]
 point = random_numbers(8)
@@ -684,8 +704,8 @@ assert chains[False][0][-1] < 1e-5
 # %%
 #| alt: Four curves on a logarithmic axis against the number of layers from 1 to 24. Without the
 #|   sum, the gradient at the input and the size of the output fall together on a straight line, from
-#|   about 0.5 to 10 to the minus 6. With the sum both rise together on a straight line, from about 1
-#|   to about 30.
+#|   about 0.5 to 10 to the minus 6. With the sum both rise together on a nearly straight line, from
+#|   about 1 to between 20 and 30.
 figure, axes = plt.subplots(figsize=(6.6, 3.6))
 for residual, name in ((True, "with the sum"), (False, "without")):
     gradients, sizes = chains[residual]
@@ -705,8 +725,8 @@ plt.show()
 # A straight line on a logarithmic axis is a product of equal factors. Without the sum each layer
 # multiplies the gradient by a little more than one half, and after 24 layers about a millionth is
 # left. The first layer would not learn. With the sum nothing is lost. But now there is the opposite
-# problem: every layer adds to the stream, and after 24 of them it is more than 20 times as large as
-# in the beginning. Something must keep the sizes in order.
+# problem: every layer adds to the stream, and after 24 of them it is about 20 times as large as in the
+# beginning. The gradient has grown in the same way. Something must keep the sizes in order.
 
 # %% [markdown]
 # ## LayerNorm
@@ -727,7 +747,7 @@ plt.show()
 #
 # Three details decide whether a program computes this function or another one. The variance is
 # divided by {math}`D`, not by {math}`D - 1`. {math}`\epsilon` stands inside the root. And the sums go
-# over the last axis. We check the first two.
+# over the last axis. We check the first two here, and an exercise checks all three.
 
 
 # %% tags=["covers-X4"]
@@ -769,9 +789,9 @@ print(f"epsilon outside the root: wrong by up to {off_by(outside=True):.2f}")
 # %% [markdown]
 # `torch.var` divides by {math}`D - 1` unless you tell it otherwise, so the first mistake is a common
 # one. It makes the outputs smaller by the factor {math}`\sqrt{(D-1)/D}`, which is near 1 for a wide
-# vector. Training adapts the gain, and nobody notices. It becomes visible when you load weights that
-# somebody else has trained. Every norm in the model is then a little wrong, and the errors add up.
-# Here we give a BERT of 12 blocks, whose weights are random, norms with this mistake, by multiplying
+# vector. If the model is trained with the mistake, the gain adapts, and nobody notices. It becomes
+# visible when you load weights that somebody else has trained. Then every norm in the model is a little
+# wrong. We give norms with this mistake to a BERT of 12 blocks with random weights, by multiplying
 # their gains by the factor.
 
 # %%
@@ -795,10 +815,14 @@ with torch.no_grad():
     right_logits = right_model(ids).mlm_logits
     wrong_logits = wrong_model(ids).mlm_logits
 off = ((wrong_logits - right_logits).norm() / right_logits.norm()).item()
-print(f"factor of one norm {math.sqrt(31 / 32):.3f}; logits off by {off:.1%}")
+print(f"one norm off by {1 - math.sqrt(31 / 32):.1%}")
+print(f"logits off by   {off:.1%}")
 assert off > 0.01
 
 # %% [markdown]
+# The logits are off by a few percent: too little to be seen in a sentence that the model writes, and far
+# too much for a comparison with the published model.
+#
 # The place of {math}`\epsilon` matters where the vector is small. We multiply a random vector by
 # factors from {math}`10^{-8}` to 1, and measure how large the output is. Without {math}`\epsilon` it
 # would have the size 1 for every factor.
@@ -835,8 +859,8 @@ plt.show()
 # Inside the root, {math}`\epsilon` is compared with the variance, so the norm gives way where the
 # standard deviation is near {math}`\sqrt\epsilon`: at about 0.003 for {math}`\epsilon = 10^{-5}`.
 # Outside, it is compared with the standard deviation itself, and the same number acts only at
-# {math}`10^{-5}`. That is a factor of 300. GPT-2 has {math}`\epsilon = 10^{-5}`, BERT
-# {math}`10^{-12}`; a converted model needs the value of its own.
+# {math}`10^{-5}`. That is a factor of about 300. GPT-2 has {math}`\epsilon = 10^{-5}`, BERT
+# {math}`10^{-12}`. A model must be run with the value it was trained with.
 
 # %% [markdown]
 # ## RMSNorm
@@ -844,10 +868,13 @@ plt.show()
 # T5 leaves out two things: the mean and the bias. What remains divides by the *root mean square*, and
 # it is called **RMSNorm** {cite:p}`zhang2019`:
 #
-# $$\mathrm{RMSNorm}(x)_d = g_d\, \frac{x_d}{\sqrt{\frac1D \sum_{e=1}^{D} x_e^2 + \epsilon}}$$ (eq-rmsnorm)
+# $$\begin{aligned}
+# y_d &= g_d\, \frac{x_d}{r} \\
+# r &= \sqrt{\frac1D \sum_{d=1}^{D} x_d^2 + \epsilon}
+# \end{aligned}$$ (eq-rmsnorm)
 #
-# It is cheaper, and models trained with it are about as good; many newer models have it. On a
-# vector whose mean is zero the two norms are the same function.
+# Here {math}`y = \mathrm{RMSNorm}(x)`. It is cheaper, and models trained with it are about as good; many newer models have it. On a
+# vector whose mean is zero, and with {math}`b = 0`, the two norms are the same function.
 
 
 # %%
@@ -876,18 +903,19 @@ print("mean 0: they are equal")
 # %% [markdown]
 # ## Before the layer or after the sum
 #
-# Sum and norm can be put together in two ways. The first Transformer and BERT norm the sum. This is
-# **post-norm**:
+# Sum and norm can be put together in two ways. The first Transformer and BERT apply the norm to the
+# sum. This is **post-norm**:
 #
 # $$x \leftarrow \mathrm{LayerNorm}(x + f(x))$$ (eq-post-norm)
 #
-# GPT-2 and T5 norm what the layer reads, and leave the stream alone. This is **pre-norm**:
+# GPT-2 and T5 apply it to what the layer reads, and only add to the stream. This is **pre-norm**:
 #
 # $$x \leftarrow x + f(\mathrm{LayerNorm}(x))$$ (eq-pre-norm)
 #
 # Each block does this twice, with attention and with the feed-forward layer as {math}`f`. In pre-norm
-# the stream is never normed inside, so one last norm stands before the head. Here are the two blocks
-# of the package; look at the lines of `forward`.
+# no norm ever acts on the stream itself, so one last norm stands after all blocks, before the matrix
+# that makes the logits. Here is `forward` of the two blocks of the package. (`dropout` sets random
+# numbers to zero in training; here it is off. A `cache` saves work when a model writes.)
 
 # %% tags=["covers-X4"]
 print(inspect.getsource(inspect.unwrap(BERTBlock.forward)))
@@ -933,13 +961,17 @@ assert distance > 0.1
 print(f"same weights, other place of the norm: differ by {distance:.2f}")
 
 # %% [markdown]
-# Both read almost the same in a formula, yet deep models behave differently. We look at stacks
+# The two formulas look almost the same, yet deep models behave differently. We look at stacks
 # of 2 to 24 blocks before any training. The input is random, and the loss is a cross-entropy with
-# random labels. After one backward pass we record three things: the size of the gradient in the
-# weights of each feed-forward layer, the same for the queries of each attention layer, and how alike
-# the positions have become. *Alike* is the mean cosine between the vectors of two positions: 0 when
-# they have nothing in common, 1 when they point in the same direction. For comparison there is a
-# third stack, with norms and without sums.
+# random labels. After one backward pass we record four things:
+#
+# - *ff*: the size of the gradient of {math}`W_1` in each feed-forward layer;
+# - *queries*: the same for {math}`W^Q` in each attention layer;
+# - *alike*: how alike the positions have become. It is the mean cosine between the vectors of two
+#   positions: 0 when they have nothing in common, 1 when they point in the same direction;
+# - *size*: the standard deviation of the numbers in the stream after the last block.
+#
+# For comparison there is a third stack, with norms and without sums.
 
 
 # %% tags=["covers-X4"]
@@ -980,7 +1012,7 @@ def look(stack: nn.Module, step) -> dict[str, list[float]]:
 
 steps = {"post-norm": post_norm, "pre-norm": pre_norm, "no sum": no_sum}
 found = {}
-print("gradients of the last block, and its output")
+print("the last block of each stack")
 print("blocks         ff  queries alike size")
 for n in (2, 6, 12, 24):
     stacks = two_stacks(n, 64, 256, seed=0)
@@ -1037,21 +1069,21 @@ plt.show()
 # every block, and the norms divide by its size, so the late blocks of a deep stack get a
 # smaller gradient. Xiong et al. derive
 # this: with {math}`N` blocks the gradient of the last one falls like {math}`1/\sqrt N` in pre-norm,
-# and stays the same in post-norm {cite:p}`xiong2020`. A learning rate that a shallow post-norm model
-# can use may therefore be too large for a deep one.
+# and stays the same in post-norm {cite:p}`xiong2020`. A deep post-norm model thus changes more blocks
+# in each step than a shallow one, and each as strongly. A learning rate that suits the shallow model
+# may be too large for the deep one.
 #
-# The panel at the bottom shows something that the formulas do not suggest. Attention averages, and an
-# average of vectors is more like every other average. Without the sum all positions are the same
-# vector from the third block on, and what was said at which position is lost {cite:p}`dong2021`. The sum
-# keeps each position's own vector. But post-norm makes it smaller at every block, since it divides
-# the sum by its size, and what the layers added stays together with it. After 24 blocks
-# nothing is left of the difference. When all keys are alike, it does not matter where a query looks,
-# so its gradient is zero: that is the panel in the middle {cite:p}`noci2022`. It is not
+# The panel at the bottom shows something that the formulas do not suggest. Attention averages, so its
+# outputs are more alike than its inputs. Without the sum all positions have nearly the same vector from
+# the third block on, and what was said at which position is lost {cite:p}`dong2021`. The sum keeps each
+# position's own vector. But in post-norm each norm divides the sum by its size. So the own part shrinks
+# again and again, while each attention layer adds something that is nearly the same everywhere. After
+# 24 blocks hardly any difference is left. When all keys are alike, it does not matter where a query
+# looks, so its gradient is nearly zero: that is the panel in the middle {cite:p}`noci2022`. It is not
 # true that *all* gradients vanish in a deep post-norm model: those of the feed-forward layers do not.
 #
-# All this depends on the start weights. We used those of the first Transformer. With matrices of a
-# tenth of their size each layer adds little to the stream, and the two kinds of stack are nearly the
-# same:
+# All this depends on the start weights. We used Xavier weights. With matrices of a tenth of their size
+# each layer adds little to the stream, and the two kinds of stack are nearly the same:
 
 # %%
 stacks = two_stacks(24, 64, 256, seed=0)
@@ -1073,7 +1105,7 @@ assert small["post-norm"]["alike"][-1] < 0.1
 # %% [markdown]
 # ## Training a deep model
 #
-# Is the difference important for training? The task is to write eight random tokens in reverse order.
+# Does this matter for training? The task is to write eight random tokens in reverse order.
 # It needs attention to the right position and nothing else. We train 12 blocks with each kind of
 # norm, once with the full learning rate from the first step, and once with a **warm-up**, in which the
 # learning rate rises from zero in 100 steps. As a control, a fifth run has 6 blocks of post-norm and no
@@ -1196,16 +1228,17 @@ plt.show()
 # \end{aligned}$$ (eq-gelu)
 #
 # {math}`\Phi(z)` is the probability that a normally distributed number is below {math}`z`. ReLU
-# multiplies {math}`z` by 0 or 1. GELU multiplies it by something in between, so it has no kink. When
-# GPT-2 was written, `erf` was slow, and its authors took an approximation:
+# multiplies {math}`z` by 0 or 1. GELU multiplies it by something in between, so it has no kink. The
+# paper of GELU also gives an approximation that needs no `erf`, the *error function*:
 #
 # $$\begin{aligned}
-# \mathrm{GELU}(z) &\approx \tfrac12\, z\, (1 + \tanh u) \\
-# u &= \sqrt{2/\pi}\,(z + 0.044715\, z^3)
+# & \mathrm{GELU}(z) \approx \tfrac12\, z\, (1 + \tanh u) \\
+# & u = \sqrt{2/\pi}\,(z + 0.044715\, z^3)
 # \end{aligned}$$ (eq-gelu-tanh)
 #
-# The two forms are different functions. A model must be run with the one it was trained with. BERT
-# has the first, GPT-2 the second. In the package they are called `gelu` and `gelu_tanh`.
+# The two forms are different functions. A model must be run with the one it was trained with. In the
+# published configurations BERT has the first and GPT-2 the second. In the package they are called
+# `gelu` and `gelu_tanh`.
 
 
 # %%
@@ -1233,12 +1266,12 @@ print(f"the two forms differ by at most {form_gap:.5f}")
 print(f"ReLU and GELU by at most {(functions['relu'] - exact).max():.3f}")
 
 # %%
-#| alt: Two panels. On the left ReLU and GELU from minus 4 to 4: ReLU is 0 up to 0 and then a straight
+#| alt: Two panels. In the upper one ReLU and GELU from minus 4 to 4: ReLU is 0 up to 0 and then a straight
 #|   line. GELU is a smooth curve that dips to about minus 0.17 near minus 0.75 and meets ReLU further
-#|   out. On the right the difference of the two forms of GELU: a curve that is the same on both
+#|   out. In the lower one the difference of the two forms of GELU: a curve that is the same on both
 #|   sides of 0. It is 0 in the middle, dips to minus 0.0002 near 1.3, rises to 0.0005 near 2.7, and
 #|   comes back to 0 near 5.
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+figure, axes = plt.subplots(2, 1, figsize=(5.6, 6), layout="constrained")
 axes[0].plot(z, functions["relu"], color=RED, label="ReLU")
 axes[0].plot(z, functions["gelu"], color=BLUE, label="GELU")
 axes[0].set(
@@ -1251,8 +1284,8 @@ axes[1].set(xlabel="z", title="tanh form − exact form")
 plt.show()
 
 # %% [markdown]
-# The largest difference of the two forms is below 0.0005. It is small, but larger than the rounding of
-# 32-bit numbers by a factor of thousands. Whoever compares logits with a published model will find it.
+# The largest difference of the two forms is below 0.0005. It is small, but thousands of times the
+# rounding of 32-bit numbers. Whoever compares logits with a published model will find it.
 #
 # Does it matter which of ReLU and GELU a model has? We train a small GPT on the letters of Town, the
 # text of this course, for 120 steps, with three seeds each. We do it from two starts. The first is that
@@ -1313,7 +1346,7 @@ letter_losses = {
 }
 means = {key: sum(v) / len(v) for key, v in letter_losses.items()}
 with measured():
-    print("start     three seeds          mean")
+    print("start      three seeds         mean")
     for (wide, activation), losses in letter_losses.items():
         start = "wide" if wide else "0.02"
         three = " ".join(f"{loss:.3f}" for loss in losses)
@@ -1364,10 +1397,10 @@ assert not_linear("gelu", 0.14) < 0.1 * not_linear("relu", 0.14)
 
 # %% [markdown]
 # For ReLU the share is the same at each size. For GELU at the size 0.14 it is less than a tenth of
-# that. The lesson is not that ReLU is better. From a fitting start the difference is small here: a
-# few hundredths of a nat after 120 steps of a tiny model. The article's ReLU is a simplification
-# that costs little. **Start weights that were chosen for a wide model can cost more than the choice of the
-# function.**
+# that. The lesson is not that ReLU is better. From a fitting start the difference is small here: less
+# than a tenth of a nat after 120 steps of a tiny model. The article describes ReLU only, and this
+# simplification costs little. **Start weights that were chosen for a wide model can cost more than the
+# choice of the function.**
 
 # %% [markdown]
 # ## Exercises
@@ -1413,6 +1446,9 @@ ch06.check_position_table(position_table)
 # *15 minutes, medium.* Write `moved_on(rows, k)`: given any rows of the sinusoid table, return the rows
 # that stand `k` positions further on ({math}`k` may be negative). You are not told which positions
 # they are. Use {eq}`eq-rotation`, and no loop.
+#
+# *Hint.* The width of the rows tells {math}`D`, and so all {math}`\omega_i`. `rows[..., 0::2]` are all
+# sines, `rows[..., 1::2]` all cosines.
 # ```
 
 # %% [markdown]
@@ -1437,7 +1473,8 @@ def moved_on(rows: torch.Tensor, k: int) -> torch.Tensor:
 
 # %% [markdown]
 # Later models build on this. They do not add the table to the words. They turn queries and keys by
-# these angles, so that the score of a pair depends on its distance.
+# these angles, so that the score of a pair depends on its distance. This is called *rotary position
+# embedding*.
 #
 # ```{solution-end}
 # ```
@@ -1450,6 +1487,8 @@ ch06.check_moved_on(moved_on)
 # :label: ex-06-layernorm
 # *10 minutes, easy.* Write `layer_norm(x, gain, bias, eps)` for `x` of the shape `[B, T, D]`, after
 # {eq}`eq-layernorm`, with sums, means and roots only. Do not call PyTorch's own norm.
+#
+# *Hint.* `mean(dim=-1, keepdim=True)` keeps the last axis, so that the result can be subtracted.
 # ```
 
 # %% [markdown]
@@ -1480,8 +1519,8 @@ ch06.check_layer_norm(layer_norm)
 # ```{exercise} From post-norm to pre-norm
 # :label: ex-06-prenorm
 # *10 minutes, easy.* Write `pre_norm_block(x, attn, attn_norm, ff, ff_norm)`: a whole pre-norm block,
-# {eq}`eq-pre-norm` first with attention and then with the feed-forward layer. The four last arguments
-# are layers to be called.
+# {eq}`eq-pre-norm` first with attention and then with the feed-forward layer. The last four arguments
+# are layers, to be called with one tensor.
 # ```
 
 # %% [markdown]
@@ -1571,8 +1610,8 @@ ch06.check_kind_of_layer(kind_of_layer)
 # Attention and feed-forward layers do not see the order, so positions have to be put in: by sines whose
 # shift is a rotation, by a learned table, or by a number for each distance. The feed-forward layer
 # works on each position alone and holds two thirds of a block's matrices. The residual sum keeps the
-# gradient and the own vector of each position; the norm keeps the sizes. Its variance is divided by
+# gradient, and each position's own vector; the norm keeps the sizes. Its variance is divided by
 # {math}`D`, and its {math}`\epsilon` stands inside the root. Post-norm needs a warm-up, the more so the
-# deeper the model; pre-norm is easier to train. And start weights belong to a width.
+# deeper the model; pre-norm is easier to train. Start weights that suit one width may not suit another.
 #
-# Chapter 07 puts these parts together into the whole Transformer.
+# [Chapter 07](07_encoder_decoder.ipynb) puts these parts together into the whole Transformer.

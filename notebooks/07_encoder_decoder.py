@@ -20,8 +20,8 @@
 # parameter of the model of 2017, meet the two tricks with which its authors trained it, and train
 # a small one that reverses words.
 #
-# **Needs** chapters 04 to 06: attention, heads, norms and the feed-forward layer. **Runs** in
-# 45 seconds on one core. **Source** {cite:p}`vaswani2017`; `llm_course/models/transformer.py`,
+# **Needs** chapters [04](04_attention.ipynb), 05 and [06](06_positions_norms_ff.ipynb): attention,
+# heads, norms and the feed-forward layer. **Runs** in 45 seconds on one core. **Source** {cite:p}`vaswani2017`; `llm_course/models/transformer.py`,
 # `llm_course/models/encoder_decoder.py`, `llm_course/objectives/seq2seq.py`.
 #
 # Names such as F4 and F8 in the code are ids of formulas in the article that this course follows.
@@ -79,9 +79,9 @@ generator = torch.Generator().manual_seed(0)
 #
 # The Transformer of 2017 gives each text its own stack of blocks. The **encoder** reads the source and turns
 # each of its tokens into a vector. The **decoder** writes the target. In every one of its blocks
-# it looks at the vectors of the encoder through a second attention layer, the **cross-attention**.
+# it looks at these vectors through a second attention layer, the **cross-attention**.
 
-# %%
+# %% tags=["hide-input"]
 #| alt: Two columns of boxes. Left, the encoder: source tokens and positions at the bottom, then a
 #|   block of self-attention, add and norm, feed-forward, add and norm. Right, the decoder: target
 #|   so far and positions, then a block of causal self-attention, cross-attention and feed-forward,
@@ -134,13 +134,15 @@ plt.show()
 
 # %% [markdown]
 # Read {numref}`fig-07-parts` from the bottom to the top. You know all boxes but one from the chapters
-# before: attention from chapters 04 and 05, norms, residual sums and the feed-forward layer from
-# chapter 06. The new box is the cross-attention, and the orange arrow is the only way by which the
-# source reaches the target.
+# before: attention from chapters [04](04_attention.ipynb) and 05, norms, residual sums and the
+# feed-forward layer from [chapter 06](06_positions_norms_ff.ipynb). The new box is the
+# cross-attention, and the orange arrow is the only way by which the source reaches the target. It
+# begins above the *last* block of the encoder, and it leads into *every* block of the decoder: all
+# of them look at the same vectors, and each makes its own keys and values from them.
 #
-# We work with a model that is small enough to be computed by hand, in 64-bit numbers. A new model
-# has norms that multiply by 1 and biases of 0. A mistake in one of them would change nothing, so we
-# add noise to all weights.
+# We work with a model that is small enough for loops in Python, in 64-bit numbers, so that rounding
+# cannot be mistaken for a difference. A new model has norms that multiply by 1 and biases of 0. If our
+# formulas forgot one of these, the result would still be right. So we add noise to all weights.
 
 
 # %%
@@ -182,13 +184,13 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 #
 # $$\text{Attention}(Q, K, V) = \text{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}}\Bigr)\,V$$ (eq-07-attention)
 #
-# The outputs of all heads are put side by side, and one more matrix mixes them:
+# Here {math}`d_k` is the width of a query and of a key. The outputs of all heads are put side by side, and one more matrix mixes them:
 #
 # $$\text{MultiHead}(X) = \text{Concat}(\text{head}_1, \dots, \text{head}_h)\, W^O$$ (eq-07-multihead)
 #
-# Here they are as loops over queries and keys. The function takes *two* lists of vectors: those that
-# ask and those that are looked at. In the encoder both are {math}`X`. The argument `visible` says
-# whether a query may look at a key. We shall need both in the decoder.
+# Here are the three formulas as loops over queries and keys. The function takes *two* lists of vectors: those that
+# ask, `queries`, and those that are looked at, `source`. In the encoder both are {math}`X`. The
+# argument `visible` says whether a query may look at a key. The decoder needs these two freedoms.
 
 
 # %% tags=["covers-F4", "covers-F5", "covers-F6"]
@@ -231,11 +233,12 @@ def multi_head(attn, queries, source, visible=everything):
 #
 # $$\begin{aligned}
 # Y &= \text{LayerNorm}\bigl(X + \text{MultiHead}(X)\bigr) \\
-# Z &= \text{LayerNorm}\bigl(Y + \text{FFN}(Y)\bigr),
-# \qquad \text{FFN}(y) = \max(0,\, yW_1 + b_1)\, W_2 + b_2
+# Z &= \text{LayerNorm}\bigl(Y + \text{FFN}(Y)\bigr) \\
+# \text{FFN}(y) &= \max(0,\, yW_1 + b_1)\, W_2 + b_2
 # \end{aligned}$$ (eq-07-encoder-block)
 #
-# The norm comes *after* the sum: this model is post-norm. In the package the block looks like this.
+# The norm comes *after* the sum: this model is post-norm. {math}`Z` is what the block returns. In
+# the package the block looks like this.
 
 # %%
 print(inspect.getsource(inspect.unwrap(TransformerEncoderBlock)))
@@ -333,24 +336,29 @@ for name in ("norm: Y", "norm: Z"):
 
 # %% [markdown]
 # Both sub-layers of this model add vectors that are longer than what came in, and the sums are longer
-# still. The norm after the sum brings every token back to about {math}`\sqrt{d_\text{model}}`, the length of a vector whose numbers have the variance 1.
-# (It is not exactly this length here, because the norms of this model multiply by weights near 1.) So every block gets
+# still. The norm after the sum brings every token back to about {math}`\sqrt{d_\text{model}}`, the length of a vector
+# whose numbers have the mean 0 and the variance 1. (It is not exactly this length here, because the norms of this model multiply by weights near 1.) So every block gets
 # input of the same size. The price is that the residual stream passes through a norm in
-# each block; chapter 06 shows what this means for gradients.
+# each block; [chapter 06](06_positions_norms_ff.ipynb) shows what this means for gradients.
 
 # %% [markdown]
 # ## The decoder needs a mask
 #
 # The first sub-layer of a decoder block is self-attention over the target. In training the whole
-# target is known, and all its positions are computed at once. Position {math}`t` must predict
-# token {math}`t`, which the positions after it have already read. So position {math}`t`
-# must not look at them:
+# target is known, and all its positions are computed at once. The decoder's input is the target moved
+# to the right by one place, behind a start token. So position {math}`t` reads token
+# {math}`t-1` and must predict token {math}`t`. (A later section treats this shift; the function
+# `shift_right` does it.) Position {math}`t+1` reads token {math}`t`, the answer. So position
+# {math}`t` must not look at the positions after it:
 #
-# $$\text{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}} + M\Bigr)V,
-# \qquad M_{ts} = \begin{cases} 0 & s \le t \\ -\infty & s > t \end{cases}$$ (eq-07-causal)
+# $$\begin{gathered}
+# \text{softmax}\Bigl(\frac{QK^\top}{\sqrt{d_k}} + M\Bigr)V \\
+# M_{ts} = \begin{cases} 0 & s \le t \\ -\infty & s > t \end{cases}
+# \end{gathered}$$ (eq-07-causal)
 #
 # The article that this course follows describes the decoder without {math}`M`. We compute both
-# versions. In our loops, the mask is a function that compares two positions.
+# versions. In our loops, the mask is a function that compares two positions, and
+# a forbidden key gets the weight 0, which is {math}`e^{-\infty}`.
 
 # %%
 decoder_attn = model.decoder[0].attn
@@ -369,16 +377,16 @@ assert difference(masked, unmasked) > 0.1
 assert difference(masked[-1], unmasked[-1]) < 1e-10
 
 # %% [markdown]
-# Only the last position does not care, since nothing comes after it. Now the effect on the whole
+# Only the last position is the same in both, since nothing comes after it. Now the effect on the whole
 # model. We change one token of the decoder's input, and measure how much each output
-# moves. The blocks take a mask of their own as an argument; a mask of ones hides nothing.
+# moves. The blocks take another mask as an argument; a mask of ones hides nothing.
 
 
 # %%
 def decode_without_mask(model, states, decoder_input_ids):
     length = decoder_input_ids.shape[1]
     ones = torch.ones(length, length, dtype=torch.bool)
-    x = model.token_embedding(decoder_input_ids)
+    x = model.token_embedding(decoder_input_ids)  # the input: see below
     x = x * model.config.d_model**0.5 + model.position_table[:length]
     for block in model.decoder:
         x = block(x, states, mask=ones)
@@ -433,8 +441,9 @@ plt.show()
 # the token that this output has to guess.
 #
 # What does training make of that? Here is a task that nobody can do: the target is eight
-# random digits, which have nothing to do with the source. Each digit is one of ten, so no honest model
-# gets below {math}`\log 10` nats per token. We train one model with the mask and one without.
+# random digits, which have nothing to do with the source. Each digit is one of ten, so a model that
+# does not see the answer cannot get below {math}`\log 10` nats per token, except by chance. We train
+# one model with the mask and one without.
 
 
 # %%
@@ -502,14 +511,15 @@ plt.show()
 #
 # The second sub-layer of a decoder block connects the two texts. It is the same attention with one
 # change: the queries come from the decoder, the keys and values from the encoder. Let
-# {math}`Y` be the {math}`T` vectors of the decoder and {math}`E` the {math}`S` vectors that the encoder returned:
+# {math}`Y` be the {math}`T` vectors of the decoder, and {math}`Z` the {math}`S` vectors that the
+# last block of the encoder returned:
 #
-# $$\text{CrossAttention}(Y, E) = \text{softmax}\Bigl(
-# \frac{(Y W^Q)(E W^K)^\top}{\sqrt{d_k}}\Bigr)\,(E W^V)$$ (eq-07-cross)
+# $$\text{CrossAttention}(Y, Z) = \text{softmax}\Bigl(
+# \frac{(Y W^Q)(Z W^K)^\top}{\sqrt{d_k}}\Bigr)\,(Z W^V)$$ (eq-07-cross)
 #
-# Follow the shapes. {math}`YW^Q` is {math}`[T, K]` and {math}`EW^K` is {math}`[S, K]`, so the
-# weights are {math}`[T, S]`: a row for each target position, a column for each source position. Times
-# {math}`[S, K]` this gives {math}`[T, K]`: the output is as long as the *target*. The two texts may
+# Follow the shapes; {math}`K` in a shape is the width of a head, {math}`d_k`. {math}`YW^Q` is
+# {math}`[T, K]` and {math}`ZW^K` is {math}`[S, K]`, so the weights are {math}`[T, S]`: a row for each
+# target position, a column for each source position. Times the values {math}`[S, K]` this gives {math}`[T, K]`: the output is as long as the *target*. The two texts may
 # have different lengths. There is no causal mask here, because the whole source is known.
 #
 # In words: each target position asks a question, each source position says what it is about (its
@@ -536,7 +546,7 @@ assert difference(to_itself, by_hand) > 0.1
 
 # %% [markdown]
 # The package uses one class for both kinds of attention. `source` is where keys and values come
-# from; when it is missing, they come from `x` itself:
+# from; when it is missing, they come from `x` itself. (A cache is the subject of a later section.)
 
 # %%
 print(inspect.getsource(inspect.unwrap(MultiHeadAttention.keys_values)))
@@ -548,7 +558,7 @@ print(forward[forward.index("        q = ") :])
 #
 # $$\begin{aligned}
 # A &= \text{LayerNorm}\bigl(Y + \text{CausalMultiHead}(Y)\bigr) \\
-# B &= \text{LayerNorm}\bigl(A + \text{CrossMultiHead}(A, E)\bigr) \\
+# B &= \text{LayerNorm}\bigl(A + \text{CrossMultiHead}(A, Z)\bigr) \\
 # C &= \text{LayerNorm}\bigl(B + \text{FFN}(B)\bigr)
 # \end{aligned}$$ (eq-07-decoder-block)
 
@@ -577,7 +587,8 @@ print(inspect.getsource(inspect.unwrap(TransformerDecoderBlock.forward)))
 #
 # Rows of a batch have the same length, so short sources are filled up with padding. The encoder
 # must not read it, and neither may the decoder: in *both* places the padding is hidden by a mask. A
-# source with padding must then give the same logits as the source alone.
+# source with padding must then give the same logits as the source alone. As a control we leave out
+# one of the two masks, or both.
 
 # %%
 padding = torch.full((1, 3), 7)  # could be any token
@@ -629,18 +640,22 @@ plot_attention(
 plt.show()
 
 # %% [markdown]
+# Each of the three controls gives other logits: one mask is not enough.
+#
 # `attention_maps` returns the weights of {eq}`eq-07-cross`, one tensor for each block of the decoder.
-# A line of a picture is a target position, and its weights sum to 1. Grey columns are padding. With
+# The picture shows the first block; its titles say *layer* for block, and count blocks and heads from 0.
+# A row is a target position, and its weights sum to 1. Grey columns are padding. With
 # random weights the rest has no meaning yet; at the end of this chapter it will have one.
 
 # %% [markdown]
 # ### The keys and values of the source are computed once
 #
 # A Transformer writes one token at a time. At each step, the self-attention of the decoder gets one
-# more key and one more value. The keys {math}`EW^K` and values {math}`EW^V` of the source are different: nothing
-# in them depends on the target. They are the same at every step, so they need to be computed only
-# once. The package keeps both kinds in a **cache**. We let a hook count how many vectors pass
-# through the matrices `w_k` and `w_v` of the cross-attention.
+# more key and one more value. The keys {math}`ZW^K` and values {math}`ZW^V` of the source are different:
+# nothing in them depends on the target. They are the same at every step, so they need to be computed only
+# once. The package keeps both kinds in a cache, as in [chapter 01](01_scale_and_cost.ipynb). We count
+# how many vectors pass through the matrices `w_k` and `w_v` of the cross-attention. For this we use a
+# **hook**, a function that PyTorch calls each time a layer has computed something.
 
 # %% tags=["covers-F8"]
 counted = []
@@ -709,14 +724,16 @@ plt.show()
 #
 # ### One matrix for three places
 #
-# Tokens become vectors by a table {math}`E` of shape {math}`[V, d_\text{model}]`. The
-# Transformer uses one table for the source, for the target, and as the head, where the rows are
-# compared with the last vector of the decoder. This is possible because both texts share one
-# vocabulary. The input of both stacks is
+# Tokens become vectors by a table {math}`E` of shape {math}`[V, d_\text{model}]`, where {math}`V` is
+# now the size of the vocabulary. The Transformer uses one table for the source, for the target, and as
+# the head: there, the vector that the last block of the decoder returns at a position is multiplied
+# with each row of the table, and the {math}`V` products are the logits. One table is enough because both
+# texts share one vocabulary. The input of both stacks is
 #
 # $$x_t = \sqrt{d_\text{model}}\; E_{w_t} + PE_t$$ (eq-07-embedding)
 #
-# with the sines and cosines of chapter 06 as {math}`PE_t`. Why the factor? As a head, the table should
+# with the sines and cosines of [chapter 06](06_positions_norms_ff.ipynb) as {math}`PE_t`. Why the
+# factor? The paper does not say. One reason is that the table has two uses. As a head, it should
 # have small numbers: a vector with {math}`d_\text{model}` numbers of variance 1, times a row of
 # variance {math}`1/d_\text{model}`, gives logits of variance 1. As an input, a row of that size would be
 # much shorter than the position beside it, and the model would see where a token stands but hardly which
@@ -748,10 +765,12 @@ position_length = new.position_table.norm(dim=1).mean().item()
 print(f"d_model = 512: a row of the table has the length {row_length:.2f},")
 print(f"times the factor {512**0.5 * row_length:.2f},")
 print(f"and a position {position_length:.2f}")
+assert row_length < position_length / 10
+assert position_length < 512**0.5 * row_length
 
 # %% [markdown]
-# A row of the table has the length 1. Beside it a position is 16 times as long. With the factor the token is the
-# longer of the two.
+# Without the factor, a position is more than ten times as long as the row of the table beside it. With
+# the factor the token is the longer of the two.
 #
 # ### Equal to PyTorch's own Transformer
 #
@@ -760,9 +779,10 @@ print(f"and a position {position_length:.2f}")
 # values in one, and numbers its norms. Its attention has biases, which the formulas of the paper do
 # not have, so we set them to zero. Its masks say where *not* to look. And PyTorch adds a norm at the
 # end of each stack that the paper does not have; stacks that we build ourselves leave it out.
+# The code does nothing else, so you may skip it and look at the result.
 
 
-# %%
+# %% tags=["hide-input"]
 def copy_attention(ours, theirs) -> None:
     joined = [w.weight for w in (ours.w_q, ours.w_k, ours.w_v)]
     theirs.in_proj_weight.data = torch.cat(joined)
@@ -827,6 +847,7 @@ def twin_logits(twin, model, input_ids, decoder_input_ids, mask):
     return out @ model.token_embedding.weight.T
 
 
+# %%
 twin = torch_twin(model)
 batch = torch.randint(3, 13, (5, 9), generator=generator)
 targets = torch.randint(3, 13, (5, 7), generator=generator)
@@ -843,9 +864,9 @@ print(f"two norms exchanged: {difference(ours, theirs):.2f} away")
 assert difference(ours, theirs) > 0.1
 
 # %% [markdown]
-# Five rows with different amounts of padding, 455 logits, and all agree to ten digits. The control
+# The five rows have different amounts of padding, and all logits agree to ten digits. The control
 # exchanges two norms of one block, which is enough to be noticed. The tests of the package repeat the comparison, with
-# gradients, for twenty random configurations.
+# gradients, for random configurations.
 
 # %% [markdown]
 # ### How many parameters?
@@ -856,8 +877,11 @@ assert difference(ours, theirs) > 0.1
 # numbers. An encoder block has one attention layer and two norms, a decoder block has two and three. With
 # {math}`N` encoder blocks, {math}`N'` decoder blocks and the shared table:
 #
-# $$P = V d + N\,(4d^2 + f + 4d) + N'\,(8d^2 + f + 6d),
-# \qquad f = 2\,d\,d_\text{ff} + d_\text{ff} + d$$ (eq-07-parameters)
+# $$\begin{aligned}
+# P &= V d + N\,(4d^2 + f + 4d) \\
+# &\quad + N'\,(8d^2 + f + 6d) \\
+# f &= 2\,d\,d_\text{ff} + d_\text{ff} + d
+# \end{aligned}$$ (eq-07-parameters)
 #
 # The positions are computed, not learnt, and add nothing. The number of heads does not occur:
 # more heads are narrower heads.
@@ -911,10 +935,10 @@ print(f"biases in all attention layers would add {biases:,}")
 # %% [markdown]
 # The `meta` device knows the shapes of tensors and reserves no memory for them. The formula agrees
 # exactly with the sum over all tensors. The paper prints rounded numbers, 65 and 213 million, and
-# says that the vocabulary has *about* 37,000 tokens. Our base model has three percent less than
-# the printed number, our big one is within one percent. A table of some 41,000 rows would give 65 million. The
-# difference cannot be hidden in the blocks. The only thing about them that is open is whether attention
-# has biases, and the last line says how little they would add.
+# says that the vocabulary has *about* 37,000 tokens. Both of our numbers are close to the printed ones,
+# and neither is equal. A larger table would explain the base model; the cell prints how many rows it
+# would need. The difference is hardly hidden in the blocks. The formulas of the paper do not show
+# whether attention has biases, but the last line says how little they would add.
 
 # %%
 #| alt: Two horizontal stacked bars, in millions of parameters. The base model: about 19 for the
@@ -946,8 +970,8 @@ plt.show()
 # %% [markdown]
 # The feed-forward layers are the largest part of both models. Cross-attention is a third of all
 # attention: eighteen attention layers, six of them in the middle of a decoder block. In the base
-# model the table is as large as all attention; in the big model, where {math}`d^2` has grown by four
-# and the table only by two, its share is smaller.
+# model the table is as large as all attention. In the big model {math}`d^2` is four times as large
+# and the table only twice, so its share is smaller. (The norms are left out: no bar could show them.)
 
 # %% [markdown]
 # ## Shift right, and teacher forcing
@@ -964,7 +988,7 @@ print("decoder input: ", decoder_input_ids.tolist())
 assert decoder_input_ids.tolist() == [[1, 5, 9, 4], [1, 7, 2, 0]]
 
 # %% [markdown]
-# Read the columns. Having read the start token 1, the decoder must say 5; having read 1 and 5, it
+# Compare the two lists, place by place. Having read the start token 1, the decoder must say 5; having read 1 and 5, it
 # must say 9; at the end it must say 2, the end of the sequence. The second row is shorter. Its labels of −100
 # are not counted, and since −100 is not a token, the input has padding there.
 #
@@ -973,15 +997,16 @@ assert decoder_input_ids.tolist() == [[1, 5, 9, 4], [1, 7, 2, 0]]
 # {math}`t-1`. Forget the shift, and each position sees its own answer, as in the experiment
 # with random digits.
 #
-# In the input stand always the *right* tokens, even where the model would have written something
-# else. This is **teacher forcing**. It makes training fast, because all positions are computed in
+# In training the input always holds the *right* tokens, even where the model would have written
+# something else. This is **teacher forcing**. It makes training fast, because all positions are computed in
 # one pass. But it means that the model never sees its own mistakes. When it writes, it reads what it
 # has written itself.
 #
 # Does it matter? It depends on the task, so we take one in which each token depends on the one before: a
 # walk on a clock with ten hours. The source gives the first hour, and then for each step whether
 # to go forward or back. The target is the list of hours. We train for a short time only, since a model
-# without mistakes would have nothing to show.
+# without mistakes would have nothing to show. (A later section explains the schedule of the learning
+# rate.)
 
 # %%
 PAD, BOS, EOS = 0, 1, 2
@@ -1041,6 +1066,9 @@ for _ in train(walker, Stream(clock_walks), seq2seq_loss_fn, config):
 walker = walker.eval().requires_grad_(False)
 
 # %% [markdown]
+# Token 3 stands for hour 0, token 12 for hour 9; 13 is a step forward, 14 a step back. The target
+# begins with the first hour, too.
+#
 # Now compare two ways of running the same model on the same 1,000 new walks. *Forced*: it reads the
 # right hours. *Free*: it reads what it has written. Then a third run, in which we interfere: the
 # first three hours are right, but the third is replaced by the hour opposite to it before the model reads it. From
@@ -1076,7 +1104,7 @@ assert disturbed.float().mean() < 0.1
 
 # %%
 #| alt: Three lines over positions 1 to 8, the share of right tokens. The forced one falls from 1
-#|   to 0.7 at position 2 and stays between 0.6 and 0.7. The free one is equal at positions 1 and 2
+#|   to 0.7 at position 2 and stays between 0.6 and 0.75. The free one is equal at positions 1 and 2
 #|   and then falls below it, to less than 0.5. The disturbed one begins at position 4 and lies at
 #|   zero.
 figure, axes = plt.subplots(figsize=(6.4, 3.4))
@@ -1106,22 +1134,24 @@ plt.show()
 # long as everything is right, the two runs read the same. After the first error they part. The
 # forced run is put back on the right hour. The free run goes on from the wrong hour, one step forward or
 # back as the source says. Each *step* may be right, and yet the hours stay wrong, until a second
-# error happens to undo the first. A disturbance of five hours cannot be undone in the steps
-# that are left.
+# error happens to undo the first. The disturbed walk starts five hours away, too far for an error
+# to bring it back.
 #
-# So a token accuracy measured with teacher forcing says too much. Judge a model by what it writes. In tasks
-# where a token depends more on the source than on the token before, such as translation, the
-# difference is smaller.
+# So a token accuracy measured with teacher forcing is too high. Judge a model by what it writes. The clock
+# is an extreme case. Where a token depends more on the source than on the token before, a wrong
+# token does less harm.
 
 # %% [markdown]
 # ## The loss, and label smoothing
 #
 # The loss of an encoder-decoder is the one of every language model, with the source {math}`x` as a further
-# condition: {math}`-\sum_t \log p(y_t \mid y_{<t}, x)`. The paper changes the aim. The wanted
-# distribution at each position is not "all on the right token", but
+# condition: {math}`-\sum_t \log p(y_t \mid y_{<t}, x)`. Here the wanted distribution at each position
+# has its whole probability on the right token. The paper wants another one, {math}`q_t`:
 #
-# $$q_t(v) = (1-\epsilon)\,[v = y_t] + \frac{\epsilon}{V},
-# \qquad \mathcal L = -\sum_t \sum_{v} q_t(v) \log p(v \mid y_{<t}, x)$$ (eq-07-smoothing)
+# $$\begin{aligned}
+# q_t(v) &= (1-\epsilon)\,[v = y_t] + \frac{\epsilon}{V} \\
+# \mathcal L &= -\sum_t \sum_{v} q_t(v) \log p(v \mid y_{<t}, x)
+# \end{aligned}$$ (eq-07-smoothing)
 #
 # The bracket is 1 for the right token and 0 for all others. A share {math}`\epsilon = 0.1` of the
 # probability is spread evenly over the whole vocabulary, the right token included. This is **label
@@ -1160,11 +1190,14 @@ for epsilon in (0.0, 0.1, 0.5):
 #
 # Why would one aim at a wrong distribution? Look at the logits. Without smoothing the loss falls as
 # long as the logit of the right token rises above the others, and it never reaches its lowest value:
-# the model is paid for being ever more certain. With smoothing the best probabilities are {math}`q`
-# itself. The distance between the right logit and any other one is then
+# greater certainty is always rewarded. With smoothing, the sum {math}`-\sum_v q(v) \log p(v)` is
+# lowest when {math}`p` equals {math}`q`. This lowest value, {math}`-\sum_v q(v) \log q(v)`, is called the
+# **entropy** of {math}`q`. The distance between the right logit and any other one is then
 #
-# $$z_y - z_v = \log\frac{1-\epsilon+\epsilon/V}{\epsilon/V}
-# = \log\Bigl(1 + \frac{(1-\epsilon)V}{\epsilon}\Bigr)$$ (eq-07-gap)
+# $$\begin{aligned}
+# z_y - z_v &= \log\frac{1-\epsilon+\epsilon/V}{\epsilon/V} \\
+# &= \log\Bigl(1 + \frac{(1-\epsilon)V}{\epsilon}\Bigr)
+# \end{aligned}$$ (eq-07-gap)
 #
 # which is finite. We let gradient descent change the thirteen logits of one position.
 
@@ -1195,7 +1228,7 @@ print(f"best distance for V = 37,000: {math.log(1 + 0.9 * 37_000 / 0.1):.1f}")
 
 # %%
 #| alt: Two curves over 2,000 steps on a logarithmic axis, the distance between the right logit and
-#|   another one. With smoothing the curve reaches the dashed line at 4.77 and stays there. Without
+#|   another one. With smoothing the dashed curve reaches the dotted line at 4.77 and stays there. Without
 #|   smoothing it crosses the line and rises in a straight line to about 11.
 figure, axes = plt.subplots(figsize=(6.4, 3.4))
 places = range(1, 2001)
@@ -1211,25 +1244,26 @@ plt.show()
 
 # %% [markdown]
 # Without smoothing the distance grows like the logarithm of the number of steps, without an end.
-# With smoothing it stops at {eq}`eq-07-gap`. The paper reports that this made the perplexity worse,
-# since the model is less sure, but its translations better. Two things follow for you. The lowest
+# With smoothing it stops at {eq}`eq-07-gap`. The paper reports that this made the perplexity
+# worse (the exponential of the mean loss per token: a model that is less sure has a higher one), but the
+# translations better. Two things follow for you. The lowest
 # smoothed loss is not zero but the entropy of {math}`q`, so a smoothed loss cannot be compared with
 # an ordinary one. And evaluation must be done *without* smoothing.
 
 # %% [markdown]
 # ## The learning rate of the paper
 #
-# The learning rate rises from almost zero in a straight line for {math}`w` steps, and then falls with the
-# square root of the step {math}`t`:
+# The learning rate rises from almost zero in a straight line for {math}`w` steps, the **warm-up**. Then
+# it falls, in proportion to one over the square root of the step {math}`t`:
 #
 # $$\eta_t = d_\text{model}^{-1/2} \cdot
 # \min\bigl(t^{-1/2},\; t \cdot w^{-3/2}\bigr)$$ (eq-07-warmup)
 #
 # Both expressions are equal at {math}`t = w`, where the rate is highest:
 # {math}`(d_\text{model}\, w)^{-1/2}`. The first steps are small because at the beginning gradients
-# are large and Adam's averages of them rest on a few batches; a post-norm model can be
-# spoilt by them (chapter 06). In the package the
-# schedule is called `inverse_sqrt`, and `lr` is its highest value.
+# can be large, and the averages of them that the optimizer Adam keeps rest on a few batches.
+# [Chapter 06](06_positions_norms_ff.ipynb) shows a deep post-norm model that learns only with a warm-up.
+# In the package the schedule is called `inverse_sqrt`, and `lr` is its highest value.
 
 # %%
 d_model, warmup = 512, 4000
@@ -1276,16 +1310,16 @@ plt.show()
 # %% [markdown]
 # Four times as many steps halve the rate. A longer warm-up gives a lower peak, and so does
 # a wider model. After the peak the curves with 4,000 and 8,000 steps of warm-up are the same: the
-# falling part of {eq}`eq-07-warmup` does not contain {math}`w`. The formula has one number to choose, the warm-up; that the peak follows from it
-# is a habit of the paper. The package keeps the shape and lets you choose both.
+# falling part of {eq}`eq-07-warmup` does not contain {math}`w`. In the paper the height of the peak follows from the
+# warm-up and the width. The package keeps the shape and lets you choose peak and warm-up freely.
 
 # %% [markdown]
 # ## A Transformer that reverses words
 #
 # Now everything comes together. The task: read four to eight letters and write them backwards.
 # A model that does it must know which source letter it needs at each step, and this we can
-# look at. Letters are drawn at random from ten, so there is nothing to guess: a model that
-# ignores the source is right once in ten times.
+# look at. The letters are drawn at random from ten, so they cannot be guessed: a model that ignores
+# the source has one letter in ten right.
 
 # %%
 LETTERS = "abcdefghij"
@@ -1352,8 +1386,7 @@ plot_losses(
 plt.show()
 
 # %% [markdown]
-# The curve comes to rest near the entropy of {math}`q` and not near zero, as {eq}`eq-07-smoothing`
-# says. Next, let the model write. `generate` runs the encoder once and then the decoder step by step, and
+# The curve comes to rest near the entropy of {math}`q` and not near zero. Next, let the model write. `generate` runs the encoder once and then the decoder step by step, and
 # takes the likeliest token each time (*greedy* decoding) until EOS.
 
 # %%
@@ -1382,8 +1415,9 @@ assert share > 0.8
 #
 # *Where* does it look? To write letter {math}`t` of a word of {math}`n` letters, it needs source
 # letter {math}`n - 1 - t` (counted from 0). This is a relation between target and source
-# positions. `relation_mass` computes for each head how much of its attention lies on it, averaged
-# over the words, and `best_head` takes the largest.
+# positions. `relation_mass` computes for each head how much of its attention lies on the needed
+# letter, averaged over all letters to be written, and `best_head` takes the largest. It counts blocks
+# and heads from 0.
 
 # %%
 relation = torch.zeros(500, 9, 9, dtype=torch.bool)
@@ -1408,24 +1442,26 @@ with measured():
     for block_mass, name in zip(mass, ("first block", "second block")):
         values = ", ".join(f"{value:.2f}" for value in block_mass.tolist())
         print(f"{name:>12}: {values}")
-    print(f"best head: block {layer}, head {head}")
+    print(f"best head: block {layer}, head {head}, counted from 0")
     print(
         f"before training at most {before.max():.2f}; evenly spread {even:.2f}"
     )
 assert layer == 1  # the last block, next to the head
 assert mass[layer, head] > 0.45
+assert mass[0].max() < mass[1].max() - 0.1
 assert before.max() < 0.3
 
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
 # The best head stands in the second block and gives more than 45 % of its attention to the
-# letter that is needed. Before training no head gives it 30 %.
+# letter that is needed. No head of the first block comes near it: at least 10 points are missing.
+# Before training no head gives the needed letter 30 %.
 # ```
 #
 # The second block is the last before the head: there, a position has to know its letter. Nobody
-# told the model where to look. The alignment was learnt from pairs of words, because it lowers the loss. Here is
-# the best head for one word. A view that you can explore follows.
+# told the model where to look. It has learnt this from pairs of words, because it lowers the loss. Here is
+# the best head for one word.
 
 # %%
 #| alt: Heat map of the best head for one word of eight letters: the letters written, with EOS, down,
@@ -1450,22 +1486,30 @@ plot_attention(
 )
 plt.show()
 
+# %% [markdown]
+# The labels on the left are the letters that each position *writes*, not those that it reads. Follow
+# the dark squares: the first letter written looks at the last letter of the source, the second at
+# the one before it.
+#
+# The same weights follow as a view that you can explore. Point at a letter, or move to it with the Tab
+# key and the arrow keys. It begins with the best head.
+
 # %%
 attention_view(
     maps,
     target_tokens,
     key_tokens=source_tokens,
     row=chosen,
-    layer=1,
+    layer=layer,
+    head=head,
     title="Cross-attention of the reversing model",
 )
 
 # %% [markdown]
-# The labels on the left are the letters that each position *writes*, not those that it reads. Follow
-# the dark squares: the first letter written looks at the last letter of the source, the second at
-# the one before it. Choose the other block and the other head in the view. Some look at neighbours
-# of the needed letter, and some spread their attention widely. Attention is only one way in which
-# information moves; a vector of the encoder may also contain something about the letters beside it.
+# Now choose the first block in the view. Its heads spread their attention over several letters around
+# the needed one. How can they help? Attention is only one way in which information moves: a vector of
+# the encoder may also contain something about the letters beside it, and each block of the decoder
+# adds to what the blocks before it have found.
 
 # %% [markdown]
 # ## Exercises
@@ -1678,4 +1722,4 @@ ch07.check_decoder_input(decoder_input)
 # shifted right, always with the right tokens in training, never in use. Label smoothing limits how sure
 # a model becomes, and its loss has a floor above zero.
 #
-# In chapter 08 this model learns to translate.
+# In [chapter 08](08_translate.ipynb) this model learns to translate.

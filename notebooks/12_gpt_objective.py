@@ -19,7 +19,7 @@
 # trains every GPT, find out why labels must be shifted exactly once, look at the model that makes
 # the guesses, and learn in which units to compare two language models.
 #
-# **Needs** Python, matrices, the softmax of chapter 00. **Runs** in 40 seconds on one core.
+# **Needs** Python, matrices, the softmax of [chapter 00](00_setup.ipynb). **Runs** in 40 seconds on one core.
 # **Source** {cite:p}`radford2018,radford2019`; `llm_course/objectives/causal.py`,
 # `llm_course/models/gpt.py`.
 #

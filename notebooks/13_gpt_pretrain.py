@@ -19,7 +19,7 @@
 # weights, measure how far it is from the best possible model, and let a parser judge the stories
 # that it writes.
 #
-# **Needs** chapter 12. **Runs** in 90 seconds on one core.
+# **Needs** [chapter 12](12_gpt_objective.ipynb). **Runs** in 90 seconds on one core.
 # **Source** {cite:p}`radford2019,sennrich2016`; `llm_course/corpus/town`,
 # `llm_course/training/loop.py`.
 
@@ -148,7 +148,7 @@ print(f"floor: {floor_nats / n_tokens:.3f} nats a token")
 # ## How far does counting get?
 #
 # Before we train anything large, we ask what the simplest method can do. An **n-gram model**
-# counts which word follows the last {math}`n - 1` words. Chapter 12 had {math}`n = 2`. When it
+# counts which word follows the last {math}`n - 1` words. [Chapter 12](12_gpt_objective.ipynb) had {math}`n = 2`. When it
 # meets a new combination it falls back to a shorter one; the method here is interpolated
 # Kneser–Ney smoothing, the best that was known before neural models.
 

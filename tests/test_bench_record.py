@@ -16,6 +16,11 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     line = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind\n"
     (folder / "tinyshakespeare.txt").write_text(line * 400)
+    pair = {"en": "A man is asleep under a tree.", "de": "Ein Mann schläft am Baum."}
+    (folder / "multi30k_en_de").mkdir()
+    for name in ("train", "val", "test_2016_flickr"):
+        rows = json.dumps(pair, ensure_ascii=False) + "\n"
+        (folder / f"multi30k_en_de/{name}.jsonl").write_text(rows * 12, encoding="utf-8")
     return folder
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from attention_cases import (
     HOSTILE,
     SOURCE,
@@ -207,6 +208,17 @@ def test_each_head_says_where_it_looks(show: Open) -> None:
         card = cards.nth(head + 1)
         assert card.locator(".llm-av-best").text_content() == SHOWN[key]
         assert card.locator(".llm-av-value").text_content() == f"{mass:.2f}"
+
+
+def test_the_sentence_names_no_token_of_weight_zero(show: Open) -> None:
+    weights = torch.tensor([[0.9, 0.1, 0.0], [0.996, 0.002, 0.002], [0.4, 0.3, 0.3]])
+    view = attention_view([weights[None, None]], ["a", "b", "c"], title="One head")
+    page = show(view).page
+    assert "“b” looks most at “a” 1.00." in page.get_by_role("status").text_content()
+    page.get_by_role("radio", name="c", exact=True).click()
+    status = page.get_by_role("status").text_content()
+    assert status == "Layer 0, head 0: “c” looks most at “a” 0.40, “b” 0.30, “c” 0.30."
+    assert "Choose a head" not in page.locator(".llm-av").inner_text()
 
 
 def test_the_maps_are_drawn(show: Open) -> None:

@@ -49,6 +49,8 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch01.check_gated_parameters, lambda n, d, f, v: gated(1, d, f, v), "multiply by n_layers"),
     (ch01.check_training_days, lambda *a: days(*a) / 3, "forward pass only"),
     (ch01.check_training_days, lambda *a: days(*a) * 86_400, "seconds"),
+    (ch01.check_training_days, lambda *a: days(*a) * 60, "minutes of a day"),
+    (ch01.check_training_days, lambda *a: int(days(*a)), "do not round"),
     (ch01.check_training_days, lambda *a: days(*a) * a[2], "divide by n_devices"),
     (ch01.check_training_days, lambda *a: days(*a) * a[4], "divide by mfu"),
     (ch01.check_training_days, lambda *a: days(*a) * a[4] ** 2, "takes longer"),
@@ -60,6 +62,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch01.check_longest_text, strictly, "exactly one token"),
     (ch01.check_rows_at_bend, lambda p, b, s: 2 * bend(p, b, s), "two operations"),
     (ch01.check_rows_at_bend, lambda p, b, s: p / b, "ratio of the two speeds"),
+    (ch01.check_rows_at_bend, lambda p, b, s: bend(p, b, 2), "bytes_per_weight as it is given"),
     (ch01.check_rows_at_bend, lambda p, b, s: p / 2 / b / s, "fewer bytes"),
     (ch01.check_rows_at_bend, lambda p, b, s: 1 / bend(p, b, s), "turned around"),
 ]

@@ -56,6 +56,11 @@ def padding_open(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     return encoder, causal(m).expand_as(decoder), cross
 
 
+def without_itself(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    encoder, decoder, cross = three(source, target)
+    return encoder, decoder.tril(-1), cross
+
+
 def cross_is_causal(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     encoder, decoder, cross = three(source, target)
     return encoder, decoder, cross & torch.ones(cross.shape[1:], dtype=torch.bool).tril()
@@ -87,6 +92,8 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch02.check_prefix_mask, lambda p, n: prefix(p, n).mT, "transposed"),
     (ch02.check_prefix_mask, lambda p, n: causal(n).expand(len(p), n, n), "causal mask"),
     (ch02.check_prefix_mask, lambda p, n: prefix(p + 1, n), "one too long"),
+    (ch02.check_prefix_mask, lambda p, n: causal(n) | keys_alone(p, n).mT, "set of keys"),
+    (ch02.check_prefix_mask, lambda p, n: causal(n).tril(-1) | keys_alone(p, n), "look at itself"),
     (ch02.check_prefix_mask, both_conditions, "one of them is enough"),
     (ch02.check_prefix_mask, keys_alone, "prefix alone"),
     (ch02.check_prefix_mask, lambda p, n: ~prefix(p, n), "may look"),
@@ -94,6 +101,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch02.check_prefix_mask, lambda p, n: prefix(p[:1], n)[0], "shape"),
     (ch02.check_prefix_mask, lambda p, n: prefix((p - 1).clamp_min(0), n), "query 0 may look"),
     (ch02.check_three_masks, rows_closed, "closes rows"),
+    (ch02.check_three_masks, without_itself, "look at itself"),
     (ch02.check_three_masks, future_open, "future is open"),
     (ch02.check_three_masks, padding_open, "padding is not closed"),
     (ch02.check_three_masks, cross_is_causal, "not causal"),
@@ -102,6 +110,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch02.check_family, lambda moved: "decoder", "everything depends on everything"),
     (ch02.check_family, by_first_row, "output 3 depends on token 4"),
     (ch02.check_family, by_the_future, "output 3 depends on token 4"),
+    (ch02.check_epochs_for_equal_signals, lambda rate: -(-1 // rate), "do not round"),
     (ch02.check_epochs_for_equal_signals, lambda rate: rate, "how many passes"),
     (ch02.check_epochs_for_equal_signals, lambda rate: 1 / (1 - rate), "that are hidden count"),
 ]

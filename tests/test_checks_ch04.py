@@ -48,6 +48,11 @@ def hidden_nan(*inputs: Tensor) -> Tensor:
     return masked(*inputs, empty_rows=False).nan_to_num(0.0)
 
 
+def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    scores = (q @ k.mT * k.shape[-1] ** -0.5).masked_fill(~mask, -math.inf)
+    return scores.softmax(0) @ v
+
+
 def share(length: int, width: int, matrices: int = 4, products: int = 2) -> float:
     lookup = length * length * products * width
     return lookup / (lookup + matrices * length * width * width)
@@ -87,6 +92,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch04.check_masked_attention, lambda *a: masked(*a[:3], ~a[3]), "True means attend"),
     (ch04.check_masked_attention, late, "after the softmax"),
     (ch04.check_masked_attention, lambda *a: masked(*a, fill=0.0), "ordinary score"),
+    (ch04.check_masked_attention, over_queries, "dim=-1"),
     (ch04.check_masked_attention, lambda *a: masked(*a, power=0.0), "root of d_k"),
     (ch04.check_masked_attention, lambda *a: masked(*a, power=-1.0), "not by d_k"),
     (ch04.check_masked_attention, lambda *a: masked(*a, empty_rows=False), "NaN: its softmax"),
@@ -95,6 +101,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch04.check_attention_share, lambda t, d: share(t, d, products=1), "values is missing"),
     (ch04.check_attention_share, lambda t, d: share(t, d, matrices=3), "also one on the output"),
     (ch04.check_attention_share, lambda t, d: share(t, d, matrices=1), "this is one"),
+    (ch04.check_attention_share, lambda t, d: share(t, d, products=4), "count once"),
     (ch04.check_attention_share, lambda t, d: 2 * t * t / (2 * t * t + 4 * d), "not one"),
     (ch04.check_attention_share, lambda t, d: 1 - share(t, d), "share of the projections"),
     (ch04.check_attention_share, lambda t, d: 2 * t / (4 * d), "ratio"),

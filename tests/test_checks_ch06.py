@@ -42,6 +42,23 @@ def moved(rows: Tensor, k: int, *, sign: int = 1) -> Tensor:
     return torch.stack(new, dim=-1).flatten(1)
 
 
+def from_new_sines(rows: Tensor, k: int) -> Tensor:
+    """The second line reads what the first has overwritten."""
+    d = rows.shape[-1]
+    angles = k * 10_000 ** (-torch.arange(0, d, 2, dtype=rows.dtype) / d)
+    new = rows.clone()
+    new[:, 0::2] = angles.cos() * new[:, 0::2] + angles.sin() * new[:, 1::2]
+    new[:, 1::2] = angles.cos() * new[:, 1::2] - angles.sin() * new[:, 0::2]
+    return new
+
+
+def no_tolerance(layer: Any, d: int, length: int) -> str:
+    x = torch.randn(1, length, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    same = torch.equal(layer(x[:, order]) * (1 + 1e-15), layer(x)[:, order])
+    return kind(layer, d, length, permute=False) if same else NEITHER
+
+
 def in_place(rows: Tensor, k: int) -> Tensor:
     return rows.copy_(moved(rows, k))
 
@@ -128,8 +145,10 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch06.check_moved_on, lambda rows, k: rows + sinusoids(99, 12)[k], "not additive"),
     (ch06.check_moved_on, lambda rows, k: sinusoids(99, 12)[k : k + 6], "input rows are not used"),
     (ch06.check_moved_on, in_place, "changes its input"),
+    (ch06.check_moved_on, from_new_sines, "both from the old rows"),
     (ch06.check_layer_norm, lambda *a: norm(*a, correction=1), "divided by D - 1"),
     (ch06.check_layer_norm, lambda *a: norm(*a, outside=True), "epsilon outside the root"),
+    (ch06.check_layer_norm, lambda *a: norm(*a, outside=True, correction=1), "begin with the var"),
     (ch06.check_layer_norm, lambda *a: norm(*a, mean=False), "RMSNorm"),
     (ch06.check_layer_norm, lambda *a: norm(*a, dim=1), "over positions"),
     (ch06.check_layer_norm, lambda *a: norm(*a, dim=(0, 1, 2)), "one mean for the whole"),
@@ -153,6 +172,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch06.check_kind_of_layer, lambda *a: kind(*a, orders=rolled(a[2])), "the position before"),
     (ch06.check_kind_of_layer, lambda *a: kind(*a, orders=[[0, 2, 1, 4, 3, 5]]), "the first pos"),
     (ch06.check_kind_of_layer, lambda *a: kind(*a, orders=[[1, 0, 2, 3, 4, 5]]), "the last pos"),
+    (ch06.check_kind_of_layer, no_tolerance, "1e-9, not equality"),
     (ch06.check_kind_of_layer, lambda *a: WISE, "attention: expected 'equivariant'"),
     (ch06.check_kind_of_layer, lambda *a: EVEN, "a feed-forward layer: expected"),
     (ch06.check_kind_of_layer, lambda *a: None, "must return"),

@@ -52,6 +52,11 @@ def exchanged(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
     return cross(states, states, *a)
 
 
+def masked_late(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
+    weights = ((y @ a[0]) @ (states @ a[1]).T / a[0].shape[1] ** 0.5).softmax(-1)
+    return (weights * a[3]) @ (states @ a[2])
+
+
 def keys_as_values(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
     return cross(y, states, a[0], a[1], a[1], a[3])
 
@@ -75,9 +80,11 @@ def count(
 ) -> int:
     attention = 4 * d * d + 4 * d * bias
     ff = 2 * d * f + forgotten.get("ff_bias", 1) * (f + d)
-    decoder = forgotten.get("attentions", 2) * attention + ff + forgotten.get("norms", 3) * 2 * d
+    norm = forgotten.get("norm_parts", 2) * d
+    decoder = forgotten.get("attentions", 2) * attention + ff + forgotten.get("norms", 3) * norm
+    decoder -= forgotten.get("unbiased", 0) * 4 * d * bias
     tables = forgotten.get("tables", 1 if tied else 2)
-    return tables * vocab * d + n * (attention + ff + 4 * d) + m * decoder
+    return tables * vocab * d + n * (attention + ff + 2 * norm) + m * decoder
 
 
 def without_bias(*a: Any) -> int:
@@ -113,6 +120,16 @@ def pads_counted(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     return smoothed(logits, labels.clamp_min(0), epsilon)
 
 
+def pads_spread(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    even = epsilon * logits.log_softmax(-1).mean()
+    return (1 - epsilon) * smoothed(logits, labels, 0.0) - even
+
+
+def mean_of_logits(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    even = epsilon * logits.mean(-1)[labels != -100].mean()
+    return (1 - epsilon) * smoothed(logits, labels, 0.0) - even
+
+
 def shifted_again(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     return smoothed(logits[:, :-1], labels[:, 1:], epsilon)
 
@@ -140,66 +157,82 @@ def unshifted(labels: Tensor, start: int, pad: int) -> Tensor:
     return labels.masked_fill(labels == -100, pad)
 
 
-CROSS, MASKS = ch07.check_cross_attention, ch07.check_decoder_masks
-COUNT, SMOOTH, SHIFT = (
-    ch07.check_count_parameters,
-    ch07.check_smoothed_loss,
-    ch07.check_decoder_input,
-)
-
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
-    (CROSS, no_mask, "the padding is attended to"),
-    (CROSS, turned_mask, "True means attend"),
-    (CROSS, of_the_target, "must come from the encoder's states"),
-    (CROSS, exchanged, "must come from the decoder's y"),
-    (CROSS, keys_as_values, "use w_v"),
-    (CROSS, lambda *a: cross(*a, scale=1.0), r"not divided by sqrt\(d_k\)"),
-    (CROSS, lambda *a: cross(*a, scale=6**-0.5), "the width of a query"),
-    (CROSS, lambda *a: cross(*a, dim=0), "dim=-1"),
-    (CROSS, lambda *a: cross(*a, fill=0.0), "fill with -inf"),
-    (MASKS, changed_masks(own=lambda m: m.T), "upside down"),
-    (MASKS, changed_masks(own=lambda m: m.tril(-1)), "the diagonal is True"),
-    (MASKS, changed_masks(own=lambda m: ~m), "PyTorch's convention"),
-    (MASKS, changed_masks(own=torch.ones_like), "see its own answer"),
-    (MASKS, changed_masks(own=lambda m: m.float()), "must be bool"),
-    (MASKS, changed_masks(source=lambda m: m.tril()), "the whole source is known"),
-    (MASKS, changed_masks(source=torch.ones_like), "source_mask is not used"),
-    (MASKS, changed_masks(source=lambda m: ~m), "PyTorch's convention"),
-    (MASKS, changed_masks(source=lambda m: m[0]), "shape"),
-    (MASKS, lambda n, source: masks(n, source)[0], "two masks"),
-    (COUNT, lambda *a: count(*a, attentions=1), "cross-attention is missing"),
-    (COUNT, lambda *a: count(*a, norms=2), "three norms"),
-    (COUNT, lambda *a: count(*a, ff_bias=0), "two biases"),
-    (COUNT, lambda *a: count(*a, tables=1), "the head has its own table"),
-    (COUNT, lambda *a: count(*a, tables=2), "the head is the same table"),
-    (COUNT, lambda *a: count(*a, tables=3), "share one table"),
-    (COUNT, without_bias, "four projections"),
-    (SMOOTH, others_only, "all V a share"),
-    (SMOOTH, lambda *a: smoothed(*a, each=lambda e, v: e), "not times their sum"),
-    (SMOOTH, lambda *a: smoothed(*a, each=lambda e, v: 0.0), "share of the other tokens"),
-    (SMOOTH, lambda *a: smoothed(*a, own=lambda e: 1.0), "keeps 1 - epsilon"),
-    (SMOOTH, lambda a, b, e: smoothed(a, b, 1 - e), "exchanged"),
-    (SMOOTH, lambda a, b, e: smoothed(a, b, 0.0), "without smoothing"),
-    (SMOOTH, summed, "divide by the number"),
-    (SMOOTH, pads_counted, "-100 are counted"),
-    (SMOOTH, shifted_again, "nothing is shifted here"),
-    (SMOOTH, lambda *a: -smoothed(*a), "sign"),
-    (SHIFT, with_ignored, "put pad_id in its place"),
-    (SHIFT, one_longer, "never read"),
-    (SHIFT, rolled, "came around"),
-    (SHIFT, in_place, "labels were changed"),
-    (SHIFT, unshifted, "read its own answer"),
-    (SHIFT, lambda a, s, p: shift_right(a, p, p), "start_id"),
-    (SHIFT, lambda a, s, p: shift_right(a, s, s), "not start_id"),
-    (SHIFT, lambda a, s, p: None, "None"),
+    (ch07.check_cross_attention, no_mask, "the padding is attended to"),
+    (ch07.check_cross_attention, turned_mask, "True means attend"),
+    (ch07.check_cross_attention, of_the_target, "must come from the encoder's states"),
+    (ch07.check_cross_attention, exchanged, "must come from the decoder's y"),
+    (ch07.check_cross_attention, keys_as_values, "use w_v"),
+    (ch07.check_cross_attention, lambda *a: cross(*a, scale=1.0), r"not divided by sqrt\(d_k\)"),
+    (ch07.check_cross_attention, masked_late, "after the softmax"),
+    (ch07.check_cross_attention, lambda *a: cross(*a, scale=1 / 3), r"\*root\* of d_k"),
+    (ch07.check_cross_attention, lambda *a: cross(*a, scale=6**-0.5), "the width of a query"),
+    (ch07.check_cross_attention, lambda *a: cross(*a, dim=0), "dim=-1"),
+    (ch07.check_cross_attention, lambda *a: cross(*a, fill=0.0), "fill with -inf"),
+    (ch07.check_decoder_masks, changed_masks(own=lambda m: m.T), "upside down"),
+    (ch07.check_decoder_masks, changed_masks(own=lambda m: m.tril(-1)), "the diagonal is True"),
+    (ch07.check_decoder_masks, changed_masks(own=lambda m: ~m), "PyTorch's convention"),
+    (ch07.check_decoder_masks, changed_masks(own=torch.ones_like), "see its own answer"),
+    (ch07.check_decoder_masks, changed_masks(own=lambda m: m.float()), "must be bool"),
+    (
+        ch07.check_decoder_masks,
+        changed_masks(source=lambda m: m.tril()),
+        "the whole source is known",
+    ),
+    (ch07.check_decoder_masks, changed_masks(source=torch.ones_like), "source_mask is not used"),
+    (ch07.check_decoder_masks, changed_masks(source=lambda m: ~m), "PyTorch's convention"),
+    (ch07.check_decoder_masks, changed_masks(source=lambda m: m[0]), "shape"),
+    (ch07.check_decoder_masks, lambda n, source: masks(n, source)[0], "two masks"),
+    (ch07.check_count_parameters, lambda *a: count(*a, attentions=1), "cross-attention is missing"),
+    (ch07.check_count_parameters, lambda *a: count(*a, norms=2), "three norms"),
+    (ch07.check_count_parameters, lambda *a: count(*a, ff_bias=0), "two biases"),
+    (ch07.check_count_parameters, lambda *a: count(*a, norm_parts=0), "norms are missing"),
+    (ch07.check_count_parameters, lambda *a: count(*a, norm_parts=1), "d weights and d biases"),
+    (
+        ch07.check_count_parameters,
+        lambda *a: count(*a, unbiased=1),
+        "cross-attention has biases too",
+    ),
+    (ch07.check_count_parameters, lambda *a: count(*a, tables=0), "table of the tokens is missing"),
+    (ch07.check_count_parameters, lambda *a: count(*a, tables=1), "the head has its own table"),
+    (ch07.check_count_parameters, lambda *a: count(*a, tables=2), "the head is the same table"),
+    (ch07.check_count_parameters, lambda *a: count(*a, tables=3), "share one table"),
+    (ch07.check_count_parameters, without_bias, "four projections"),
+    (ch07.check_smoothed_loss, others_only, "all V a share"),
+    (ch07.check_smoothed_loss, lambda *a: smoothed(*a, each=lambda e, v: e), "not times their sum"),
+    (
+        ch07.check_smoothed_loss,
+        lambda *a: smoothed(*a, each=lambda e, v: 0.0),
+        "share of the other tokens",
+    ),
+    (ch07.check_smoothed_loss, lambda *a: smoothed(*a, own=lambda e: 1.0), "keeps 1 - epsilon"),
+    (ch07.check_smoothed_loss, lambda a, b, e: smoothed(a, b, 1 - e), "exchanged"),
+    (ch07.check_smoothed_loss, lambda a, b, e: smoothed(a, b, 0.0), "without smoothing"),
+    (ch07.check_smoothed_loss, summed, "divide by the number"),
+    (ch07.check_smoothed_loss, pads_counted, "-100 are counted"),
+    (ch07.check_smoothed_loss, pads_spread, "leave out -100 there"),
+    (ch07.check_smoothed_loss, mean_of_logits, "not of the log-probabilities"),
+    (ch07.check_smoothed_loss, shifted_again, "nothing is shifted here"),
+    (ch07.check_smoothed_loss, lambda *a: -smoothed(*a), "sign"),
+    (ch07.check_decoder_input, with_ignored, "put pad_id in its place"),
+    (ch07.check_decoder_input, one_longer, "never read"),
+    (ch07.check_decoder_input, lambda a, s, p: a[:, :-1], "start token is missing"),
+    (ch07.check_decoder_input, lambda a, s, p: shift_right(a, s, 0), "not always 1 and 0"),
+    (ch07.check_decoder_input, lambda a, s, p: shift_right(a, 1, p), "not always 1 and 0"),
+    (ch07.check_decoder_input, rolled, "came around"),
+    (ch07.check_decoder_input, in_place, "labels were changed"),
+    (ch07.check_decoder_input, unshifted, "read its own answer"),
+    (ch07.check_decoder_input, lambda a, s, p: shift_right(a, p, p), "start_id"),
+    (ch07.check_decoder_input, lambda a, s, p: shift_right(a, s, s), "not start_id"),
+    (ch07.check_decoder_input, lambda a, s, p: None, "None"),
 ]
 
 RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
-    (CROSS, cross),
-    (MASKS, masks),
-    (COUNT, count),
-    (SMOOTH, smoothed),
-    (SHIFT, shift_right),
+    (ch07.check_cross_attention, cross),
+    (ch07.check_decoder_masks, masks),
+    (ch07.check_count_parameters, count),
+    (ch07.check_smoothed_loss, smoothed),
+    (ch07.check_decoder_input, shift_right),
 ]
 
 

@@ -46,6 +46,8 @@ def check_training_days(answer: Callable[[float, float, int, float, float], floa
         hints={
             right / 3: "2ND is the forward pass only: the backward pass costs twice as much again",
             right * 86_400: "these are seconds: a day has 86,400",
+            right * 60: "divided by 1,440, the minutes of a day: peak counts by the second",
+            int(right): "do not round: a part of a day counts",
             right * 24: "these are hours",
             right * devices: "the devices share the work: divide by n_devices",
             right * mfu: "the peak is not reached: divide by mfu",
@@ -108,7 +110,7 @@ def check_rows_at_bend(answer: Callable[[float, float, float], float]) -> None:
                 right / size / size: "divided by the bytes: fewer bytes mean fewer rows",
                 1 / right: "turned around: solve for the rows",
                 2 * right / size: "this is the ratio of the two speeds: it still needs the "
-                "operations and the bytes of a weight",
+                "operations, and bytes_per_weight as it is given",
                 4 * right: "divide by the two operations of a weight, do not multiply",
             },
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ def check_prefix_mask(answer: Callable[[Tensor, int], Tensor]) -> None:
     causal = torch.ones(n, n, dtype=torch.bool).tril().expand(len(lengths), n, n)
     longer = torch.stack([_prefix(int(p) + 1, n) for p in lengths])
     keys = (torch.arange(n) < lengths[:, None, None]).expand(len(lengths), n, n)
+    past = causal.tril(-1) | keys
     _expect_mask(
         answer(lengths, n),
         right,
@@ -54,6 +56,8 @@ def check_prefix_mask(answer: Callable[[Tensor, int], Tensor]) -> None:
             "this is the causal mask: the keys of the prefix are open for every query": causal,
             "the prefix is one too long: its positions are 0 to P - 1, so use j < P": longer,
             "this is the prefix alone: after it, a query also sees the past (use or)": keys,
+            "the prefix is a set of keys: this opens the rows of its queries": causal | keys.mT,
+            "a query may look at itself: j <= i": past,
             "both conditions at once (and) close too much: one of them is enough (or)": (
                 causal & keys
             ),
@@ -106,6 +110,7 @@ def _check_own_masks(
             BOTH: decoder & target[..., None],
             "the future is open: the causal mask is missing": target[:, None].expand(-1, m, m),
             "padding is not closed": causal.expand(len(target), m, m),
+            "a query may look at itself: the diagonal is open": decoder & causal.tril(-1),
             "this sees the future and not the past: is the triangle turned around?": (
                 causal.mT & target[:, None]
             ),
@@ -167,6 +172,7 @@ def check_epochs_for_equal_signals(answer: Callable[[float], float]) -> None:
                 rate: "this is the number of predictions for a word: how many passes make it 1?",
                 1 / (1 - rate): "the words that are hidden count, not those that are seen",
                 1 - rate: "the words that are hidden count; and how many passes are needed?",
+                math.ceil(1 / rate): "do not round: return the number as it is",
                 1.0: "in one pass only the hidden words are predicted",
             },
         )

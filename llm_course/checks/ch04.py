@@ -73,6 +73,9 @@ def check_masked_attention(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Te
             scores.masked_fill(~mask, 0.0).softmax(-1) @ v: (
                 "a forbidden score of 0 is an ordinary score, with the power 1: use -inf"
             ),
+            scores.masked_fill(~mask, -math.inf).softmax(0).nan_to_num(0.0) @ v: (
+                "the softmax goes over the queries: use dim=-1, the keys"
+            ),
             attention(q, k, v, mask, scale=1.0): "the scores are not divided by the root of d_k",
             attention(q, k, v, mask, scale=1 / 8): "divide by the root of d_k, not by d_k",
         },
@@ -136,6 +139,9 @@ def check_attention_share(answer: Callable[[int, int], float]) -> None:
             share(
                 lookup, projections * 3 / 4
             ): "there are four projections: also one on the output",
+            share(2 * lookup, projections): (
+                "a multiplication and its addition count once, in the lookup as in the projections"
+            ),
             share(lookup, projections / 4): "there are four projections, this is one",
             share(lookup, projections / length): (
                 "all T positions pass through each projection, not one"
@@ -187,7 +193,7 @@ def check_streaming_attention(answer: Callable[[Tensor, Tensor, Tensor], Tensor]
             name="streaming_attention with large scores",
             tolerance=1e-9,
         )
-    passed("three numbers and vectors in memory, however many keys there are")
+    passed("three things in memory, however many keys there are")
 
 
 def _not_rescaled(

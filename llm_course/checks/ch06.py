@@ -86,6 +86,9 @@ def check_moved_on(answer: Callable[[Tensor, int], Tensor]) -> None:
                 _moved(rows, -k): "this turns the wrong way: look at the signs of the two sines",
                 _moved(rows, 1): "this moves by 1, not by k",
                 rows: "the rows are returned as they were: k is not used",
+                _moved(rows, k, overwrite=True): (
+                    "the new cosines are made from the new sines: make both from the old rows"
+                ),
                 table[abs(k) : abs(k) + 6]: (
                     "these are the rows from k on: the input rows are not used, and they may come "
                     "from anywhere"
@@ -95,11 +98,12 @@ def check_moved_on(answer: Callable[[Tensor, int], Tensor]) -> None:
     passed("one rotation for every position")
 
 
-def _moved(rows: Tensor, k: int) -> Tensor:
+def _moved(rows: Tensor, k: int, *, overwrite: bool = False) -> Tensor:
     d = rows.shape[-1]
     angles = k * 10_000 ** (-torch.arange(0, d, 2, dtype=rows.dtype) / d)
     sine, cosine = rows[..., 0::2], rows[..., 1::2]
     new_sine = angles.cos() * sine + angles.sin() * cosine
+    sine = new_sine if overwrite else sine
     new_cosine = angles.cos() * cosine - angles.sin() * sine
     return torch.stack([new_sine, new_cosine], dim=-1).flatten(-2)
 
@@ -128,6 +132,9 @@ def _norm_mistakes(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> dict[Te
         ),
         gain * middle / (variance.sqrt() + eps) + bias: (
             "is your epsilon outside the root? It is added to the variance"
+        ),
+        gain * middle / (_numerator_and_variance(x, -1, correction=1)[1].sqrt() + eps) + bias: (
+            "torch.std divides by D - 1, and epsilon is inside the root: begin with the variance"
         ),
         gain * middle / variance.sqrt() + bias: "eps is not used: equal numbers give 0 / 0",
         gain * middle / (variance + eps) + bias: "divided by the variance: take its root",
@@ -274,5 +281,8 @@ def check_kind_of_layer(answer: Callable[[nn.Module, int, int], str]) -> None:
                 f"kind_of_layer must return {wise!r}, {even!r} or {neither!r}, got {got!r}"
             )
         if got != expected:
-            raise CheckFailed(f"{what}: expected {expected!r}, got {got!r}. {advice[expected]}")
+            rounding = " Allow for rounding: 1e-9, not equality." if got == neither else ""
+            raise CheckFailed(
+                f"{what}: expected {expected!r}, got {got!r}. {advice[expected]}{rounding}"
+            )
     passed("you can tell what a layer sees")

@@ -40,10 +40,12 @@ def check_cross_attention(answer: Callable[..., Tensor]) -> None:
     from_states = states @ w_q
     got = answer(y, states, w_q, w_k, w_v, mask)
     right = scores.softmax(dim=-1) @ v
+    late = (q @ k.T * scale).softmax(dim=-1).masked_fill(~mask, 0.0)
     hints = {
         _attend(q, k, v, None, scale): "source_mask is not used: the padding is attended to",
         _attend(q, k, v, ~mask, scale): "the mask is turned around: True means attend",
         _attend(q, k, v, mask, 1.0): "the scores are not divided by sqrt(d_k)",
+        _attend(q, k, v, mask, 1 / 3): "divide by the *root* of d_k, not by d_k itself",
         _attend(
             q, k, v, mask, 6**-0.5
         ): "divide by the root of d_k, the width of a query, not of D",
@@ -56,6 +58,10 @@ def check_cross_attention(answer: Callable[..., Tensor]) -> None:
         _attend(q, k, states @ w_k, mask, scale): "the keys are also used as values: use w_v",
         (q @ k.T * scale).masked_fill(~mask, -torch.inf).softmax(dim=0).nan_to_num() @ v: (
             "the softmax runs over the queries: each *query's* weights must sum to 1 (dim=-1)"
+        ),
+        late @ v: (
+            "the mask is applied after the softmax: the weights that are left do not sum to 1; "
+            "hide the scores before it"
         ),
         zeroed: "a score of 0 is not hidden: fill with -inf before the softmax",
         scores.softmax(dim=-1): "these are the weights: multiply them by the values",
@@ -119,6 +125,8 @@ def _count(
     attention_bias: bool,
     *,
     cross: bool = True,
+    cross_bias: bool = True,
+    norm_parts: int = 2,
     decoder_norms: int = 3,
     ff_bias: bool = True,
     tables: int | None = None,
@@ -126,15 +134,18 @@ def _count(
     """Equation (eq-07-parameters) with what an answer may forget."""
     attention = 4 * d * d + (4 * d if attention_bias else 0)
     ff = 2 * d * d_ff + (d_ff + d if ff_bias else 0)
-    encoder = attention + ff + 4 * d
-    decoder = (2 if cross else 1) * attention + ff + decoder_norms * 2 * d
-    tables = tables or (1 if tied else 2)
+    encoder = attention + ff + 2 * norm_parts * d
+    decoder = (2 if cross else 1) * attention + ff + decoder_norms * norm_parts * d
+    if attention_bias and not cross_bias:
+        decoder -= 4 * d
+    tables = (1 if tied else 2) if tables is None else tables
     return tables * vocab_size * d + n_layers * encoder + n_decoder_layers * decoder
 
 
 def check_count_parameters(answer: Callable[..., int]) -> None:
     """The formula of the chapter, with a head of its own and with biases."""
-    for sizes in ((37_000, 6, 6, 512, 2048), (50, 2, 3, 24, 20)):
+    # The small sizes come first: where d_ff = 4 d, two different mistakes give the same number.
+    for sizes in ((50, 2, 3, 24, 20), (37_000, 6, 6, 512, 2048)):
         for tied in (True, False):
             for bias in (False, True):
                 case = (*sizes, tied, bias)
@@ -151,6 +162,14 @@ def check_count_parameters(answer: Callable[..., int]) -> None:
                             "a decoder block has two attention layers: cross-attention is missing"
                         ),
                         _count(*case, decoder_norms=2): "a decoder block has three norms",
+                        _count(*case, norm_parts=1): (
+                            "a norm has 2 d numbers: d weights and d biases"
+                        ),
+                        _count(*case, norm_parts=0): "the norms are missing: 2 d numbers each",
+                        _count(*case, tables=0): "the table of the tokens is missing",
+                        _count(*case, cross_bias=False): (
+                            "the cross-attention has biases too when attention_bias is True"
+                        ),
                         _count(*case, ff_bias=False): "the feed-forward layer has two biases",
                         _count(*sizes, tied, not bias): (
                             "attention_bias says whether the four projections have biases: "
@@ -180,6 +199,9 @@ def check_smoothed_loss(answer: Callable[[Tensor, Tensor, float], Tensor | float
     for epsilon in (0.1, 0.3, 0.0):
         right = mean(1 - epsilon, epsilon / n_vocab)
         others = epsilon / (n_vocab - 1)
+        counted = labels != -100
+        pads_spread = (1 - epsilon) * mean(1.0, 0.0) - epsilon * float(log_p.mean())
+        raw = epsilon * float(logits.mean(-1)[counted].mean())
         everywhere = mean(1 - epsilon, epsilon / n_vocab, targets=labels.clamp_min(0))
         shifted = mean(1 - epsilon, epsilon / n_vocab, log_p[:, :-1], labels[:, 1:])
         expect_close(
@@ -197,6 +219,10 @@ def check_smoothed_loss(answer: Callable[[Tensor, Tensor, float], Tensor | float
                 mean(1 - epsilon, 0.0): "the share of the other tokens is missing",
                 mean(epsilon, (1 - epsilon) / n_vocab): "epsilon and 1 - epsilon are exchanged",
                 mean(1.0, epsilon / n_vocab): "the right token keeps 1 - epsilon, not 1",
+                pads_spread: "the epsilon part is averaged over all places: leave out -100 there",
+                (1 - epsilon) * mean(1.0, 0.0) - raw: (
+                    "the epsilon part takes the mean of the logits, not of the log-probabilities"
+                ),
                 everywhere: "labels of -100 are counted as if they were token 0",
                 shifted: "nothing is shifted here: the decoder's input was shifted before",
                 right * n_counted: "this is the sum: divide by the number of counted labels",
@@ -211,39 +237,54 @@ def check_smoothed_loss(answer: Callable[[Tensor, Tensor, float], Tensor | float
 
 def check_decoder_input(answer: Callable[[Tensor, int, int], Tensor]) -> None:
     """The target shifted right by one, without -100."""
+    for start_id, pad_id in ((1, 0), (12, 10)):
+        _check_shift(answer, start_id, pad_id)
+    passed("the decoder reads one token behind")
+
+
+def _check_shift(answer: Callable[[Tensor, int, int], Tensor], start_id: int, pad_id: int) -> None:
     labels = torch.tensor([[5, 9, 4, 2], [7, 2, -100, -100], [3, 8, 2, -100]])
     before = labels.clone()
-    got = answer(labels, 1, 0)
+    got = answer(labels, start_id, pad_id)
     if not torch.equal(labels, before):
         raise CheckFailed("the labels were changed: copy them, the loss needs them unshifted")
-    start = torch.full((3, 1), 1)
+    start = torch.full((3, 1), start_id)
     raw = torch.cat([start, labels[:, :-1]], dim=1)
-    right = raw.masked_fill(raw == -100, 0)
+    right = raw.masked_fill(raw == -100, pad_id)
     longer = torch.cat([start, labels], dim=1)
-    left = torch.cat([labels[:, 1:], torch.full((3, 1), 0)], dim=1)
+    left = torch.cat([labels[:, 1:], torch.full((3, 1), pad_id)], dim=1)
+    rolled = torch.cat([labels[:, -1:], right[:, 1:]], dim=1)
     if isinstance(got, Tensor) and got.shape == longer.shape:
         raise CheckFailed(
             f"decoder_input should have the shape {tuple(labels.shape)}, got {tuple(got.shape)}: "
             "the last label is never read, so leave it out"
         )
+    if isinstance(got, Tensor) and got.shape == labels[:, 1:].shape:
+        raise CheckFailed(
+            f"decoder_input should have the shape {tuple(labels.shape)}, got {tuple(got.shape)}: "
+            "the start token is missing"
+        )
+    fixed = "the ids are the arguments start_id and pad_id, not always 1 and 0"
     expect_equal(
         got,
         right,
-        name="decoder_input",
+        name=f"decoder_input with start_id = {start_id}, pad_id = {pad_id}",
         hints={
+            raw.masked_fill(raw == -100, 0): fixed,
+            torch.cat([torch.ones_like(start), right[:, 1:]], dim=1): fixed,
+            torch.cat([torch.ones_like(start), raw[:, 1:].clamp_min(0)], dim=1): fixed,
             raw: "-100 is not a token: put pad_id in its place",
-            labels.masked_fill(labels == -100, 0): (
+            labels.masked_fill(labels == -100, pad_id): (
                 "nothing is shifted: each position would read its own answer"
             ),
-            left.masked_fill(left == -100, 0): "shifted to the left: the start token comes first",
-            torch.cat([torch.zeros_like(start), right[:, 1:]], dim=1): (
+            left.masked_fill(left == -100, pad_id): (
+                "shifted to the left: the start token comes first"
+            ),
+            torch.cat([start - start + pad_id, right[:, 1:]], dim=1): (
                 "the first token must be start_id"
             ),
-            raw.masked_fill(raw == -100, 1): "-100 becomes pad_id, not start_id",
+            raw.masked_fill(raw == -100, start_id): "-100 becomes pad_id, not start_id",
             right.roll(-1, 1): "shifted to the left: the start token comes first",
-            torch.cat([right[:, 1:2] * 0 + labels[:, -1:], right[:, 1:]], dim=1): (
-                "the last label came around to the first place (roll): put start_id there"
-            ),
+            rolled: "the last label came around to the first place (roll): put start_id there",
         },
     )
-    passed("the decoder reads one token behind")

@@ -15,6 +15,7 @@ from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
 from llm_course.tokenizers.words import byte_letters, check_ids, count_words, word_cutter
 
 Pair = tuple[str, str]
+SPECIAL = SPECIAL_TOKENS["bpe"]
 
 
 def join_pair(pieces: Sequence[str], pair: Pair, joined: str) -> list[str]:
@@ -36,17 +37,17 @@ def most_frequent(pair_counts: dict[Pair, int], vocab: dict[str, int]) -> Pair:
 
 
 def learn_merges(
-    words: Iterable[tuple[list[str], int]],
+    splits: list[list[str]],
+    frequencies: list[int],
     vocab: dict[str, int],
     vocab_size: int,
     join: Callable[[str, str], str] = str.__add__,
 ) -> list[Pair]:
     """Join pairs until `vocab`, which grows in place, has `vocab_size` pieces; returns the joins.
 
-    `words` are words in pieces, each with its frequency. A join changes few words: only their
-    pairs are counted again, which makes the training fast.
+    `splits` are the distinct words in pieces, they change in place; `frequencies` say how often
+    each word occurs. A join changes few words, and only their pairs are counted again.
     """
-    splits, frequencies = map(list, zip(*words, strict=True))
     pair_counts: Counter[Pair] = Counter()
     places: defaultdict[Pair, set[int]] = defaultdict(set)  # the words that had this pair
 
@@ -84,18 +85,16 @@ class BPE:
 
     @classmethod
     def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int,
-        special_tokens: Sequence[str] = SPECIAL_TOKENS["bpe"],
+        cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = SPECIAL
     ) -> BPE:
         """Special tokens get the first ids, then the 256 bytes, then one piece for each join."""
         check_vocab_size("bpe", vocab_size, len(special_tokens))
         counts = count_words(texts, word_cutter("bpe"))
         first = [*special_tokens, *sorted(byte_letters().values())]
         vocab = {piece: i for i, piece in enumerate(first)}
-        words = [(list(word), count) for word, count in counts.items()]
-        return cls(vocab, learn_merges(words, vocab, vocab_size), len(special_tokens))
+        splits = [list(word) for word in counts]
+        merges = learn_merges(splits, list(counts.values()), vocab, vocab_size)
+        return cls(vocab, merges, len(special_tokens))
 
     def split_word(self, word: str) -> list[str]:
         """Replay the joins on one word: always the oldest that is possible."""

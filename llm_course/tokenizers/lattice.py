@@ -1,4 +1,8 @@
-"""All splits of a word into pieces, as a graph: the best one (Viterbi) and the mean over all."""
+"""All splits of a word into pieces, as a graph: the best one, and the counts expected over all.
+
+The positions 0..n between the characters of a word are the nodes. A piece that lies between the
+positions s and e is an arc from s to e. Each path from 0 to n is then one split of the word.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ Scores = dict[str, float]  # log probability of each piece, in nats
 def arcs_into(word: str, end: int, scores: Scores, longest: int) -> list[tuple[int, float]]:
     """Start and score of every piece that ends at `end`; the longest comes first."""
     starts = range(max(0, end - longest), end)
-    return [(s, scores[word[s:end]]) for s in starts if word[s:end] in scores]
+    return [(s, score) for s in starts if (score := scores.get(word[s:end])) is not None]
 
 
 def log_add(a: float, b: float) -> float:
     """log(exp(a) + exp(b)) without overflow."""
-    high, low = max(a, b), min(a, b)
+    high, low = (a, b) if a > b else (b, a)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
 
@@ -47,7 +51,11 @@ def expected_counts(words: Counter[str], scores: Scores) -> dict[str, float]:
 
 
 def viterbi(word: str, scores: Scores, longest: int, unknown: float = -math.inf) -> list[str]:
-    """The most probable split; a character that is no piece costs `unknown`. Ties: longest last."""
+    """The most probable split. A character that is no piece has the score `unknown`.
+
+    `best[i]` is the score of the best split of the first i characters; it ends with a piece that
+    begins at `came_from[i]`. Of equally good splits, the one with the longest last piece is taken.
+    """
     best = [0.0] + [-math.inf] * len(word)
     came_from = [0] * (len(word) + 1)
     for end in range(1, len(word) + 1):

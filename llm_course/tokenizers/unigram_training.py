@@ -1,4 +1,9 @@
-r"""Training of the unigram language model tokenizer: EM and pruning (Kudo 2018, §3.2)."""
+"""Training of the unigram language model tokenizer: EM and pruning (Kudo 2018, §3.2).
+
+Begin with far too many pieces. EM finds their probabilities: the E step counts how often each
+piece is expected under all splits, the M step makes probabilities of these counts. Then the
+pieces that are missed the least are dropped. Repeat until the vocabulary has its size.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,11 @@ def maximize(counts: dict[str, float]) -> Scores:
 
 
 def prune(words: Counter[str], scores: Scores, size: int) -> Scores:
-    """Drop the pieces whose loss costs the likelihood the least, until `size` are left."""
+    """Drop the pieces whose loss costs the likelihood the least, until `size` are left.
+
+    A piece that is dropped is replaced by the best split of itself into other pieces, so its loss
+    is its count times (its log probability - the sum of theirs), with counts after the change.
+    """
     longest = max(map(len, scores))
     uses: Counter[str] = Counter()
     for word, frequency in words.items():
@@ -61,7 +70,12 @@ def _parts(piece: str) -> set[str]:
 
 
 def seed_pieces(words: Counter[str], size: int) -> Scores:
-    """All characters, and the parts of words that cover the most text: frequency times length."""
+    """All characters, and the parts of words that cover the most text: frequency times length.
+
+    Deviation: the `tokenizers` library looks for parts in the list of distinct words, where each
+    word stands once. A frequent word that is part of no other word is then no piece at all, which
+    costs it much on a text of few distinct words.
+    """
     characters: Counter[str] = Counter()
     parts: Counter[str] = Counter()
     for word, frequency in words.items():

@@ -9,13 +9,21 @@ most, count(ab) / (count(a) count(b)): another rule, which gives another vocabul
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from llm_course.tokenizers.bpe import Pair, learn_merges
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size, untrained
-from llm_course.tokenizers.words import check_ids, count_characters, count_words, word_cutter
+from llm_course.tokenizers.words import (
+    check_ids,
+    check_not_text,
+    count_characters,
+    count_words,
+    word_cutter,
+)
 
+SPECIAL = SPECIAL_TOKENS["wordpiece"]
 PREFIX = "##"
 UNKNOWN = "[UNK]"
 
@@ -43,43 +51,37 @@ class WordPiece:
         vocab: dict[str, int],
         merges: Sequence[Pair] = (),
         *,
-        n_special: int = 0,
         lowercase: bool = False,
         max_word: int = 100,
     ) -> None:
-        self.vocab, self.merges, self.n_special = vocab, list(merges), n_special
+        self.vocab, self.merges = vocab, list(merges)
         self.max_word = max_word  # longer words become [UNK]
         self.pieces = sorted(vocab, key=vocab.__getitem__)
         self._cut = word_cutter("wordpiece", lowercase)
 
     @classmethod
-    def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int,
-        special_tokens: Sequence[str] = SPECIAL_TOKENS["wordpiece"],
-        *,
-        lowercase: bool = False,
-    ) -> WordPiece:
+    def train(cls, texts: Iterable[str], vocab_size: int, *, lowercase: bool = False) -> WordPiece:
         """Ids: special tokens, characters with "##", characters without, one piece for each join.
 
-        At most half of the vocabulary goes to characters. Merges use pieces, the encoder does not.
+        At most half of the vocabulary goes to characters. The encoder does not use the joins.
         """
-        check_vocab_size("wordpiece", vocab_size, len(special_tokens))
+        check_vocab_size("wordpiece", vocab_size)
         cut = word_cutter("wordpiece", lowercase)
-        texts = texts if isinstance(texts, str) else list(texts)  # they are read twice
+        check_not_text(texts)
+        texts = list(texts)  # they are read twice
         counts = count_words(texts, cut)
-        limit = max(1, (vocab_size - len(special_tokens)) // 4)
+        limit = max(1, (vocab_size - len(SPECIAL)) // 4)
         split = untrained("wordpiece").pre_tokenizer.pre_tokenize_str
         common = common_characters(count_characters(texts, "wordpiece", lowercase), limit)
         alphabet = sorted(c for c in common if split(c))  # a space is in no word
         inside = [c for c in alphabet if len(split("a" + c)) == 1]  # signs never continue a word
-        first = [*special_tokens, *(PREFIX + c for c in inside), *alphabet]
+        first = [*SPECIAL, *(PREFIX + c for c in inside), *alphabet]
         vocab = {piece: i for i, piece in enumerate(first)}
         known = set(alphabet)
-        words = [(first_split(word, known), count) for word, count in counts.items()]
-        merges = learn_merges(words, vocab, vocab_size, join_wordpieces)
-        return cls(vocab, merges, n_special=len(special_tokens), lowercase=lowercase)
+        splits = [first_split(word, known) for word in counts]
+        frequencies = list(counts.values())
+        merges = learn_merges(splits, frequencies, vocab, vocab_size, join_wordpieces)
+        return cls(vocab, merges, lowercase=lowercase)
 
     def split_word(self, word: str) -> list[str]:
         """Take the longest piece that fits, from left to right; one gap makes the word [UNK]."""
@@ -107,8 +109,11 @@ class WordPiece:
         return [self.vocab[piece] for piece in self.tokenize(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words joined by single spaces: how the text was spaced is lost. [UNK] stays visible."""
+        """Words joined by spaces, none before . , ! ?: how the text was spaced is lost.
+
+        Special tokens are left out, [UNK] stays visible. The library's decoder does the same.
+        """
         pieces = [self.pieces[i] for i in check_ids(ids, len(self.vocab))]
-        special = set(self.pieces[: self.n_special]) - {UNKNOWN}
-        text = " ".join(piece for piece in pieces if piece not in special)
-        return text.replace(" " + PREFIX, "")
+        hidden = set(SPECIAL) - {UNKNOWN}
+        text = " ".join(piece for piece in pieces if piece not in hidden)
+        return re.sub(r" ([.,!?])", r"\1", text.replace(" " + PREFIX, ""))

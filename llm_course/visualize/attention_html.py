@@ -118,24 +118,32 @@ def page_part(
     title: str,
 ) -> str:
     """The whole view as one HTML element with its own style and script."""
-    here = files("llm_course.visualize")
-    style = here.joinpath("attention_view.css").read_text(encoding="utf-8")
-    script = here.joinpath("attention_view.js").read_text(encoding="utf-8")
     queries = [visible(token) for token in tokens]
-    keys = queries if key_tokens is None else [visible(token) for token in key_tokens]
+    keys = None if key_tokens is None else [visible(token) for token in key_tokens]
     codes = hundredths(weights)
     spec = {
         "queries": queries,
-        "keys": None if key_tokens is None else keys,
+        "keys": keys,
         "layers": len(codes),
         "heads": codes.shape[1],
+    }
+    # A head that a measure has found may be another one on another machine.
+    start = {
         "layer": layer,
         "head": head,
+        "codes": base64.b64encode(bytes(codes.flatten().tolist())).decode(),
     }
-    payload = base64.b64encode(bytes(codes.flatten().tolist())).decode()
     measured = measured_html(
-        json_script("llm-av-weights", payload) + table(codes[layer], layer, head, queries, keys)
+        json_script("llm-av-weights", start)
+        + table(codes[layer], layer, head, queries, queries if keys is None else keys)
     )
+    return _frame(title, json_script("llm-av-spec", spec), measured)
+
+
+def _frame(title: str, spec: str, measured: str) -> str:
+    here = files("llm_course.visualize")
+    style = here.joinpath("attention_view.css").read_text(encoding="utf-8")
+    script = here.joinpath("attention_view.js").read_text(encoding="utf-8")
     name = "Attention view" + (f": {title}" if title else "")
     heading = f'<p class="llm-av-title">{escape(title)}</p>\n' if title else ""
     return (
@@ -145,7 +153,7 @@ def page_part(
         f"{heading}"
         '<p class="llm-av-note">Where scripts run, this is an interactive view. '
         "The table shows how it begins.</p>\n"
-        f"{json_script('llm-av-spec', spec)}\n"
+        f"{spec}\n"
         '<details class="llm-av-details" open><summary>The numbers as a table</summary>\n'
         '<div class="llm-av-scroll" role="region" aria-label="The numbers as a table" '
         f'tabindex="0">{measured}</div></details>\n'

@@ -21,12 +21,13 @@
       this.name = "llm-av-" + number;
       const read = (part) => JSON.parse(root.querySelector("script.llm-av-" + part).textContent);
       this.spec = read("spec");
-      this.codes = Uint8Array.from(atob(read("weights")), (char) => char.charCodeAt(0));
+      const start = read("weights");
+      this.codes = Uint8Array.from(atob(start.codes), (char) => char.charCodeAt(0));
       this.cross = this.spec.keys !== null;
       this.queries = this.spec.queries;
       this.keys = this.cross ? this.spec.keys : this.queries;
-      this.layer = this.spec.layer;
-      this.head = this.spec.head === null ? MEAN : this.spec.head;
+      this.layer = start.layer;
+      this.head = start.head === null ? MEAN : start.head;
       this.kept = Math.floor(this.queries.length / 2); // shows both sides of a causal mask
       this.shown = this.kept;
       this.build();
@@ -170,7 +171,7 @@
       const part = make("div");
       part.append(
         make("p", "llm-av-help",
-          "Choose a head. A map has a row for each token that looks, a column for each token " +
+          (this.spec.heads > 1 ? "Choose a head. " : "") + "A map has a row for each token that looks, a column for each token " +
           "looked at; the frame is the row of the token above, with its strongest weight below."),
         box,
       );
@@ -275,7 +276,8 @@
     sentence(row) {
       const order = row.map((_, key) => key).filter((key) => row[key] !== null);
       order.sort((a, b) => row[b] - row[a] || a - b);
-      const named = order.slice(0, 3).map((key) => quoted(this.keys[key]) + " " + text(row[key]));
+      const strong = order.filter((key, rank) => rank === 0 || row[key] >= 0.5); // not "0.00"
+      const named = strong.slice(0, 3).map((key) => quoted(this.keys[key]) + " " + text(row[key]));
       const who = this.head === MEAN ? "mean of " + this.spec.heads + " heads" : "head " + this.head;
       const where = named.length ? "looks most at " + named.join(", ") : "looks at nothing";
       return `Layer ${this.layer}, ${who}: ${quoted(this.queries[this.shown])} ${where}.`;

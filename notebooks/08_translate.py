@@ -1,0 +1,809 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 Lab: translate
+#
+# BADGE
+#
+# **You will** train the Transformer to translate English sentences into Chinese, test it on names
+# and on combinations that it has never seen, compare greedy search with beams, measure which head
+# aligns the two languages, read its mistakes, and learn what a BLEU score says.
+#
+# **Needs** [chapter 07](07_encoder_decoder.ipynb). **Runs** in 90 seconds on one core.
+# **Source** {cite:p}`vaswani2017,papineni2002,post2018`; `llm_course/runs/translate.py`,
+# `llm_course/objectives/pairs.py`.
+
+# %% [markdown]
+# COLAB
+
+# %%
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import torch
+from sacrebleu.metrics import BLEU
+
+from llm_course import (
+    Tokenizer,
+    TrainConfig,
+    Transformer,
+    TransformerConfig,
+    train,
+)
+from llm_course.bench.results import load_result
+from llm_course.checks import ch08
+from llm_course.corpus.town.tasks import translation
+from llm_course.errors import DataError
+from llm_course.objectives.pairs import PairBatches, PairEvaluation
+from llm_course.objectives.seq2seq import seq2seq_loss_fn
+from llm_course.runs.translate import (
+    encode_pairs,
+    frequent,
+    score,
+    town_pairs,
+    translate_texts,
+)
+from llm_course.training.metrics import loss_sums
+from llm_course.visualize.attention import attention_maps, attention_view
+from llm_course.visualize.curves import plot_bars, plot_losses
+from llm_course.visualize.heads import best_head, relation_mass
+from llm_course.visualize.measured import measured
+
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## The pairs
+#
+# A translator learns from pairs: a sentence, and the same sentence in the other language. Town
+# has two grammars, one for each language, so every sentence of every story comes with its
+# Chinese. You need not read Chinese for this lab. Every Chinese sentence follows from its English
+# one by fixed rules, so that exactly one answer is right, and the computer can tell.
+
+# %%
+example = next(translation.examples(1, seed=0, split="test"))
+print(example.english)
+print(example.chinese)
+cut = translation.cut_names(example.english)
+for english, chinese in translation.links(example.sentence):
+    word = cut[slice(*english)]
+    print(f"  {word:>12}  {example.chinese[slice(*chinese)]}")
+
+# %% [markdown]
+# The list shows which Chinese characters come from which English word. Look at the order: the
+# doctor comes first in both languages, but the four hours move to the front in Chinese. This is
+# why one cannot translate by replacing word after word.
+#
+# ### Names must be cut
+#
+# Names are the hard case of every translator, because new ones appear every day. A name means
+# nothing; it is only spelled. Town's names consist of about sixty syllables, and each syllable
+# has one Chinese character. If "Marna" is one token, then a model that has never met her cannot
+# write her name. If she is two tokens, "Mar" and "na", it can, provided that it has learnt the
+# syllables. So we put spaces into the names:
+
+# %%
+print(translation.cut_names("Marna's friend Belton lived in Edbury."))
+
+# %% [markdown]
+# ### Two kinds of news
+#
+# A model that has learnt its training sentences by heart is no translator. We want to know how it
+# deals with something new. Town holds out two kinds of combinations, and training shows neither:
+#
+# - **Unseen names**: the sentence names a person whose two syllables never stood together. Each
+#   syllable has been seen in other names.
+# - **Unseen templates**: a *template* is a sentence pattern with its first word, such as the pattern
+#   "The ... ate and drank" with "dog". The pattern has been seen with other words, and the word
+#   in other patterns.
+#
+# In both, nothing is new but the combination. A person would not notice.
+#
+# One simplification makes the lab fit into a minute. Town has thousands of rare words, and a word
+# that was seen twice cannot be learnt. So we keep the pairs whose English words all occur in at
+# least 66 of the 40,000 training sentences. The section on longer training says how far the same
+# model comes.
+
+# %%
+pairs = town_pairs(40_000, seed=0, split="train")
+known = frequent(pairs, pairs, min_count=66)
+print(f"kept {len(known) / len(pairs):.0%} of {len(pairs):,} training pairs")
+
+tests = {}
+for shift in ("none", "unseen_name", "unseen_template"):
+    found = town_pairs(500, seed=0, split="test", shift=shift)
+    tests[shift] = frequent(found, pairs, min_count=66)
+    print(f"{shift:>16}: {len(tests[shift])} test pairs")
+trained = set(known)
+print(
+    "in training:", {k: sum(p in trained for p in v) for k, v in tests.items()}
+)
+assert not any(pair in trained for pair in tests["unseen_name"])
+assert not any(pair in trained for pair in tests["unseen_template"])
+
+# %% [markdown]
+# A few short sentences of the first set also stand in the training data: short sentences recur,
+# in Town as in life. The other two sets are entirely new.
+
+# %% [markdown]
+# ## One vocabulary, and batches of pairs
+#
+# The tokenizer takes words on the English side. A Chinese character is a word of its own, so the
+# same tokenizer takes characters on the Chinese side. Both share one vocabulary, as in
+# {cite:t}`vaswani2017`.
+
+# %%
+tokenizer = Tokenizer.train(
+    (text for pair in known for text in pair), kind="word", vocab_size=8192
+)
+sources, targets = encode_pairs(tokenizer, known)
+print(f"{len(tokenizer)} tokens in the vocabulary")
+print([tokenizer.token(i) for i in sources[1]])
+print([tokenizer.token(i) for i in targets[1]])
+
+special = {"pad_id": tokenizer.pad_id, "start_id": tokenizer.bos_id}
+batches = PairBatches(sources, targets, batch_size=32, seed=0, **special)
+print(f"{batches.fill:.0%} of a batch is no padding")
+
+# %% [markdown]
+# A batch is a rectangle, so short rows are filled up with padding, and padding is wasted work.
+# The batches sort pairs by length before they cut them, which leaves very little of it. What does
+# a batch hold?
+
+# %%
+batch = next(iter(PairEvaluation(sources[:2], targets[:2], 2, **special)))
+for name, tensor in batch.items():
+    print(f"{name:>17}: {list(tensor.shape)}")
+row = {name: tensor[0].tolist() for name, tensor in batch.items()}
+assert row["decoder_input_ids"][0] == tokenizer.bos_id
+n = len(row["labels"])
+assert row["decoder_input_ids"][1:] == row["labels"][: n - 1]
+
+# %% [markdown]
+# The decoder reads the answer shifted by one place: at each place it has seen the characters
+# before and must write the next one. The labels are not shifted again by the loss ([chapter 07](07_encoder_decoder.ipynb)).
+
+# %% [markdown]
+# ## Training
+#
+# One block reads and two blocks write, 96 numbers wide. In our trials with one block in the decoder,
+# hardly a sentence came out right in the same time. A likely reason is that the decoder has two
+# things to do, one after the other: find out where it is in the answer, and then look at the right
+# place of the source.
+
+
+# %%
+STEPS = 1000
+torch.manual_seed(0)
+config = TransformerConfig(
+    vocab_size=len(tokenizer),
+    n_layers=1,
+    n_decoder_layers=2,
+    d_model=96,
+    n_heads=4,
+    d_ff=192,
+    n_positions=64,
+    dropout=0.0,
+    pad_token_id=tokenizer.pad_id,
+    bos_token_id=tokenizer.bos_id,
+    eos_token_id=tokenizer.eos_id,
+)
+model = Transformer(config)
+settings = TrainConfig(
+    max_steps=STEPS,
+    lr=5e-3,
+    warmup_steps=60,
+    min_lr=1e-4,
+    beta2=0.98,
+    precision="fp32",
+    device="cpu",
+)
+steps = list(train(model, batches, seq2seq_loss_fn, settings))
+model.eval()
+assert steps[-1].loss < 0.4 < 5 < steps[0].loss
+print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+# %%
+#| alt: Training loss in nats per token over 1,000 updates. It begins near eight, falls to about
+#|   one and a half within the first two hundred updates, with large jumps up and down that become
+#|   smaller, and lies close to zero from update 700 on.
+figure = plot_losses(steps, title="A Transformer learns to translate")
+plt.show()
+
+# %% [markdown]
+# The loss jumps up and down, because the pairs of one batch have about one length, and so few
+# sentence patterns. It goes towards zero: unlike a language model, a translator can be certain.
+# The English sentence leaves nothing open.
+#
+# ## Does it translate?
+#
+# The strictest score is **exact match**: the share of sentences with every character right.
+
+# %%
+written, exact = {}, {}
+for shift, found in tests.items():
+    texts = [source for source, _ in found]
+    written[shift] = translate_texts(model, tokenizer, texts)
+    right = [a == b for a, (_, b) in zip(written[shift], found)]
+    exact[shift] = sum(right) / len(right)
+with measured():
+    for shift, share in exact.items():
+        print(f"{shift:>16}: {share:.1%}")
+assert exact["none"] > 0.75
+assert exact["unseen_name"] > 0.75
+assert exact["unseen_template"] > 0.45
+assert exact["unseen_template"] < exact["unseen_name"]
+
+# %% [markdown]
+# ```{admonition} What you should see
+# :class: see
+# About nine of ten sentences are right, for names that the model has never met as well as for
+# others. For unseen templates it is about 65 to 80 percent.
+# ```
+#
+# New names cost little: the syllables are translated one by one. New templates cost much more.
+# The model does not translate word by word as a dictionary does. It has learnt, for each pattern,
+# which words go with it, and it uses that knowledge too. When a pattern meets a word for the
+# first time, the habit often wins. The section on longer training shows how much of this weakness
+# more training repairs.
+
+# %% [markdown]
+# ## Reading mistakes
+#
+# A share says how often, not what. So read some mistakes: first the source, then what is right,
+# then what the model wrote.
+
+# %%
+wrong = [
+    (source, right, text)
+    for shift in ("none", "unseen_template")
+    for (source, right), text in zip(tests[shift], written[shift])
+    if right != text
+]
+
+
+def kind_of(right: str, text: str) -> str:
+    """What is wrong with a translation."""
+    if sorted(right) == sorted(text):
+        return "only the order"
+    if len(right) == len(text):
+        return "other characters"
+    return "shorter" if len(text) < len(right) else "longer"
+
+
+with measured():
+    for source, right, text in wrong[:5]:
+        print(source, right, text, sep="\n  ")
+    print(Counter(kind_of(right, text) for _, right, text in wrong))
+assert len(wrong) > 0
+
+# %% [markdown]
+# Two kinds are frequent. One word stands in the place of another of its kind: a wrong number, a
+# wrong job, a wrong thing. This is the habit from above. The other kind is a loop. Some Chinese
+# words double a character, such as 妈妈 (mother), 常常 (often) and 早早 (early). After the first of the
+# two the model must write the same character again, and after the second it must not. In both
+# cases the last character is the same, and only the position tells them apart. Where the model
+# does not read it well, it writes one too few, or goes on and on.
+#
+# The first kind is the worse one, because it is fluent. Nothing in the Chinese tells that a
+# number is wrong. A translation that reads well is not thereby right. Large systems fail in the
+# same way, only less often.
+
+# %% [markdown]
+# ## Greedy or beam?
+#
+# Greedy search takes the best next token, and never goes back. **Beam search** keeps the `k` best
+# beginnings and extends all of them, so it can find a sentence whose first token was only second
+# best. Does it help?
+
+
+# %%
+def nats(found, texts) -> float:
+    """How improbable the model finds these translations, nats a sentence."""
+    answers = [(source, text) for (source, _), text in zip(found, texts)]
+    rows = PairEvaluation(*encode_pairs(tokenizer, answers), 100, **special)
+    total, _ = loss_sums(model, rows, seq2seq_loss_fn)["lm"]
+    return total / len(texts)
+
+
+found = tests["unseen_template"]
+texts = [source for source, _ in found]
+by_beam = translate_texts(
+    model, tokenizer, texts, num_beams=4, length_penalty=0.0
+)
+beam_exact = sum(a == b for a, (_, b) in zip(by_beam, found)) / len(found)
+cost = {
+    "greedy": nats(found, written["unseen_template"]),
+    "beam": nats(found, by_beam),
+    "right answer": nats(found, [right for _, right in found]),
+}
+with measured():
+    print(f"exact match: greedy {exact['unseen_template']:.1%}", end=", ")
+    print(f"4 beams {beam_exact:.1%}")
+    for name, value in cost.items():
+        print(f"{name:>12}: {value:.2f} nats a sentence")
+assert cost["beam"] < cost["greedy"] + 0.05
+assert cost["beam"] < cost["right answer"]
+assert abs(beam_exact - exact["unseen_template"]) < 0.15
+
+# %% [markdown]
+# The beams find sentences that the model likes more: fewer nats. But they are right only about as
+# often. The last line tells why. On average the model finds the right answer *less* probable than
+# its own one. Where this is so, the model is wrong and not the search, and a better search cannot
+# help. It helps where the model hesitates between several good ways to go on. Town has one right
+# answer, so it hesitates seldom.
+
+# %% [markdown]
+# ## Attention that aligns
+#
+# To write the character of a word, the decoder should look at that word. Does it? A picture of
+# one sentence proves nothing: of eight heads, one may look right by chance. So we measure. From
+# the grammar we know which token became which character. For each head, we take all places where
+# a linked character is *about to be written*, and ask how much of the attention there lies on the
+# right source token.
+
+
+# %%
+def places(ids: list[int]) -> list[tuple[int, int]]:
+    """Where each token lies in its text; the first begins with a space."""
+    place, found = -1, []
+    for i in ids:
+        end = place + len(tokenizer.token(i))
+        found.append((place, end))
+        place = end
+    return found
+
+
+def relation_of(example, n_targets: int, n_sources: int) -> torch.Tensor:
+    """True where a character, about to be written, comes from a token."""
+    english = places(tokenizer.encode(translation.cut_names(example.english)))
+    chinese = places(tokenizer.encode(example.chinese))
+    relation = torch.zeros(n_targets, n_sources, dtype=torch.bool)
+    for (a, b), (x, y) in translation.links(example.sentence):
+        for t, (begin, end) in enumerate(chinese):
+            for s, (first, last) in enumerate(english):
+                if begin < y and end > x and first < b and last > a:
+                    relation[t, s] = True
+    return relation
+
+
+usual = set(tests["none"])
+linked = [
+    e
+    for e in translation.examples(500, seed=0, split="test")
+    if (translation.cut_names(e.english), e.chinese) in usual
+][:60]
+rows = encode_pairs(
+    tokenizer, [(translation.cut_names(e.english), e.chinese) for e in linked]
+)
+evaluation = PairEvaluation(*rows, len(linked), **special)
+batch = next(iter(evaluation))
+inputs = {k: v for k, v in batch.items() if k != "labels"}
+maps = attention_maps(model, part="cross", **inputs)
+shape = batch["labels"].shape[1], batch["input_ids"].shape[1]
+relation = torch.stack(
+    [relation_of(linked[i], *shape) for i in evaluation.order]
+)
+mass = relation_mass(maps, relation)
+even = batch["attention_mask"].float()
+even = (even / even.sum(1, keepdim=True))[:, None, None].expand(
+    -1, 1, shape[0], -1
+)
+by_chance = relation_mass([even], relation).item()
+layer, head = best_head(mass)
+with measured():
+    print(f"spread evenly: {by_chance:.2f}")
+    for i, masses in enumerate(mass.tolist()):
+        print(f"block {i}:", "  ".join(f"{m:.2f}" for m in masses))
+    print(f"the best: block {layer}, head {head}")
+assert by_chance < 0.12
+assert mass.max() > 0.4
+assert mass.max() > 3 * by_chance
+assert mass[1].mean() > mass[0].mean()
+
+# %% [markdown]
+# A head that spread its attention evenly would give a right token less than a tenth. The best
+# head gives it several times as much. The heads of the second block look at the word, and those
+# of the first block do so much less. What they look for instead, this measure does not say; a
+# block that finds the place in the sentence first would fit. Nobody told the model which word
+# belongs to which character: it had only whole sentences. To predict a character it needs its
+# word, so it learns to look there. Attention was invented for this purpose
+# {cite:p}`bahdanau2015`.
+
+# %%
+#| alt: Bar chart with one bar for each of the eight heads of cross-attention, and a dashed line
+#|   for even attention below 0.1. The four bars of the first block are a little higher than the
+#|   line, those of the second block several times as high.
+bars = {
+    f"block {i}, head {j}": mass[i, j].item()
+    for i in range(2)
+    for j in range(4)
+}
+figure = plot_bars(
+    bars,
+    y_label="attention on the right word",
+    references={"even": by_chance},
+    title="Which heads align?",
+)
+plt.show()
+
+# %% [markdown]
+# Now the picture, of the head that the measure has chosen. On one side stands the character that
+# the decoder is about to write, on the other the tokens of the source. Choose a character, and
+# see where it looks.
+
+# %%
+row = min(
+    range(len(linked)), key=lambda r: batch["attention_mask"][r].sum().item()
+)
+n_source = int(batch["attention_mask"][row].sum())
+n_target = int((batch["labels"][row] != -100).sum())
+one = [weights[row : row + 1, :, :n_target, :n_source] for weights in maps]
+source_tokens = [
+    tokenizer.token(i).strip()
+    for i in batch["input_ids"][row, :n_source].tolist()
+]
+target_tokens = [
+    tokenizer.token(i).strip()
+    for i in batch["labels"][row, :n_target].tolist()
+]
+attention_view(
+    one,
+    target_tokens,
+    key_tokens=source_tokens,
+    layer=layer,
+    head=head,
+    title="Each character looks at its word",
+)
+
+# %% [markdown]
+# ## A wrong model: no positions
+#
+# What does the model need positions for? We can take them away: fill the table of positions with
+# zeros. Then two sources with the same words in another order are the same source. This needs no
+# training to be seen:
+
+# %%
+torch.manual_seed(1)
+lost = Transformer(config).eval()
+here = Transformer(config).eval()
+lost.position_table.zero_()
+text = "Marna gave Belton a red ring."
+source = torch.tensor([tokenizer.encode(translation.cut_names(text))])
+other = source[:, torch.randperm(source.shape[1])]
+start = torch.tensor([[tokenizer.bos_id]])
+with torch.no_grad():
+    for name, network in (("without", lost), ("with", here)):
+        a = network(source, decoder_input_ids=start)
+        b = network(other, decoder_input_ids=start)
+        moved = (a - b).abs().max().item()
+        print(f"{name:>7} positions: moves the logits: {moved > 1e-4}")
+        assert (moved > 1e-4) == (name == "with")
+
+# %% [markdown]
+# Whoever gives and whoever gets, it is one and the same to this model. How much does it lose when
+# it is trained? A second training does not fit into this notebook, so a pair of trainings was
+# recorded, half as long again as ours: one with positions and one without, with equal settings,
+# data and seed (`llm-course record --name translate_town_cpu`).
+
+
+# %%
+def stored(name: str):
+    """A stored result, or None where the run has not been made yet."""
+    try:
+        return load_result(name)
+    except DataError:
+        print(f"{name}: not recorded yet")
+        return None
+
+
+recorded = stored("translate_town_cpu")
+if recorded:
+    for name, run in (
+        ("with", recorded["runs"][0]),
+        ("without", recorded["no_positions"]),
+    ):
+        shares = {k: v["exact_match"] for k, v in run["test"].items()}
+        mistakes = run["mistakes"]
+        print(f"{name:>7} positions:", end=" ")
+        print("  ".join(f"{k} {v:.1%}" for k, v in shares.items()))
+        print(
+            f"   {mistakes['number']} mistakes in the first set, "
+            f"{mistakes['only_order']} of them in the order alone"
+        )
+    assert 2 * mistakes["only_order"] > mistakes["number"]
+    for row in recorded["no_positions"]["mistakes"]["first"][1:5]:
+        print(row["source"], row["right"], row["written"], sep="\n  ")
+
+# %% [markdown]
+# It still translates half of the sentences or more, because Town's grammar leaves little choice: with
+# the words "baker", "lived" and "in" there is mostly one sentence that they can make. And the
+# decoder knows its own places a little, since its causal mask lets the first token see one token
+# and the tenth see ten. It fails where the words can be put together in two ways. Most of its
+# mistakes have all the right characters in a wrong order: the two people of a sentence change places, or
+# two names exchange a syllable. Who laughs at whom is written in the order of the English words and
+# nowhere else, and this model cannot see it.
+#
+# ## Longer training
+#
+# The stored runs with positions are the preset `cpu`, with two seeds.
+
+# %%
+if recorded:
+    for run in recorded["runs"]:
+        print(f"seed {run['seed']}, {run['train']['max_steps']} updates")
+        for shift, row in run["test"].items():
+            beam = run["test_beams"]["4"][shift]["exact_match"]
+            print(
+                f"  {shift:>16}: greedy {row['exact_match']:.1%}, "
+                f"4 beams {beam:.1%}, BLEU {row['bleu']:.1f}"
+            )
+
+# %% [markdown]
+# The two seeds agree within a few percent on names, and differ by more than ten percent on
+# templates. So one training says little about new combinations: whether a network takes words apart or
+# learns phrases by heart depends on where it happened to begin. Report several seeds.
+
+# %% [markdown]
+# ## BLEU
+#
+# Real sentences have many good translations, and an exact match is then mostly luck. The usual
+# score is **BLEU** {cite:p}`papineni2002`. It counts which stretches of one to four tokens of the
+# written text also stand in the reference; that is a precision. It takes the geometric mean of
+# the four shares. And it punishes texts that are too short, because a short text could be precise
+# by saying only what is sure.
+#
+# How is it related to being right? We spoil the right answers in one way: every "玛" becomes a
+# "贝", so that Marna is called Belna. The translation is then about the wrong person.
+
+# %%
+references = [right for _, right in tests["none"]]
+spoilt = [text.replace("玛", "贝") for text in references]
+result = score(spoilt, references, "zh")
+print(f"exact match {result['exact_match']:.1%}, BLEU {result['bleu']:.1f}")
+print(result["bleu_signature"].replace("|", "\n  "))
+assert result["bleu"] / 100 > result["exact_match"] + 0.1
+
+# %% [markdown]
+# Many sentences now speak of somebody else, and BLEU hardly minds: one wrong character of twenty
+# is one wrong character. BLEU measures how much of the surface agrees. It does not know that a
+# name or a number matters more than a comma.
+#
+# The second print is the **signature**. BLEU is not one score but a family: it depends on how the
+# text is cut into tokens, on upper and lower case, on smoothing. Here are the same sentences,
+# scored by other members of the family.
+
+# %%
+for cut_by in ("zh", "char", "13a", "none"):
+    bleu = BLEU(tokenize=cut_by)
+    value = bleu.corpus_score(spoilt, [references]).score
+    print(f"{cut_by:>5}: {value:5.1f}")
+low = BLEU(tokenize="none").corpus_score(spoilt, [references]).score
+assert low < result["bleu"] - 20
+
+# %% [markdown]
+# The tokenizer "13a" is the usual one for European languages. It cuts at spaces and punctuation,
+# and Chinese has no spaces, so a whole clause becomes one "word". No sentence then has four words
+# in a row, and the score is 0. Nothing is wrong with any of these numbers. But **a BLEU score
+# without its signature cannot be compared with another one**, and many published differences were
+# differences of tokenization {cite:p}`post2018`.
+
+# %%
+model_scores = {
+    shift: score(written[shift], [right for _, right in found], "zh")
+    for shift, found in tests.items()
+}
+with measured():
+    for shift, row in model_scores.items():
+        print(
+            f"{shift:>16}: exact {row['exact_match']:.1%}, "
+            f"BLEU {row['bleu']:.1f}, chrF {row['chrf']:.1f}"
+        )
+assert all(
+    row["bleu"] / 100 > row["exact_match"] - 0.05
+    for row in model_scores.values()
+)
+
+# %% [markdown]
+# ## Real pairs
+#
+# Multi30k {cite:p}`elliott2016` has 29,000 descriptions of photographs in English and German.
+# They were written by people, so there is no grammar, no floor and no exact match to hope for.
+# The same code reads them from files:
+#
+# ```python
+# from llm_course.presets import transformer_preset
+# from llm_course.configs import PairConfig
+# from llm_course.runs.translate import prepare_translation
+#
+# preset = transformer_preset("t4")
+# data = PairConfig(
+#     data="files",
+#     data_files=("train.jsonl",),
+#     validation_files=("val.jsonl",),
+#     test_files=("test.jsonl",),
+#     source="en", target="de",
+#     tokenizer="bpe", vocab_size=8000, batch_size=128,
+# )
+# run = prepare_translation(
+#     preset.model, data, preset.train, smoothing=preset.smoothing
+# )
+# for step in run.steps():
+#     print(step.step, step.loss)
+# print(run.test_scores(num_beams=4))
+# ```
+#
+# With `data="hub", dataset="bentrevett/multi30k"` in place of the files it reads the same pairs
+# by their name on the Hugging Face hub. Label smoothing ([chapter 07](07_encoder_decoder.ipynb)) is 0.1 here. The recorded
+# runs, on a CPU and on a
+# large GPU, are made by `llm-course record --name translate_multi30k_cpu` and `--name translate_multi30k`:
+
+# %%
+for name in ("translate_multi30k_cpu", "translate_multi30k"):
+    run = stored(name)
+    if run:
+        row, beam = run["test"]["test"], run["test_beams"]["4"]["test"]
+        print(f"{name}: {run['parameters'] / 1e6:.1f} million parameters")
+        print(f"  greedy:  BLEU {row['bleu']:.1f}, chrF {row['chrf']:.1f}")
+        print(f"  4 beams: BLEU {beam['bleu']:.1f}, chrF {beam['chrf']:.1f}")
+        print(f"  exact match {row['exact_match']:.1%}")
+        print(f"  {row['bleu_signature']}")
+
+# %% [markdown]
+# Where a line says *not recorded yet*, nobody has made that run, and the book does not make up a
+# number for it.
+
+# %% [markdown]
+# ## Exercises
+#
+# ```{exercise} Clipped precision
+# :label: ex-08-precision
+# *15 minutes, medium.* Write `clipped_precision(written, reference, n)`, the heart of BLEU. Both
+# texts are lists of tokens. Return the share of the n-grams of `written` that the reference has
+# too. An n-gram counts at most as often as it stands in the reference. A text shorter than `n`
+# has the precision 0.
+#
+# *Hint.* What would "the the the the" score against "the cat" without the clipping?
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-08-precision
+# :class: dropdown
+# ```
+
+
+# %%
+def clipped_precision(
+    written: list[str], reference: list[str], n: int
+) -> float:
+    ### BEGIN SOLUTION
+    def grams(tokens: list[str]) -> Counter:
+        ends = range(n, len(tokens) + 1)
+        return Counter(tuple(tokens[end - n : end]) for end in ends)
+
+    ours, theirs = grams(written), grams(reference)
+    return (ours & theirs).total() / max(ours.total(), 1)
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %%
+ch08.check_clipped_precision(clipped_precision)
+
+# %% [markdown]
+# ```{exercise} The brevity penalty
+# :label: ex-08-brevity
+# *5 minutes, easy.* Write `brevity_penalty(written, reference)` for the numbers of tokens
+# {math}`c` and {math}`r` of the written and the reference text: 1 where {math}`c \ge r`, and
+# {math}`e^{1 - r/c}` where the text is shorter.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-08-brevity
+# :class: dropdown
+# ```
+
+
+# %%
+def brevity_penalty(written: int, reference: int) -> float:
+    ### BEGIN SOLUTION
+    if written >= reference:
+        return 1.0
+    return torch.tensor(1 - reference / written).exp().item()
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %%
+ch08.check_brevity_penalty(brevity_penalty)
+
+# %% [markdown]
+# ```{exercise} One step of beam search
+# :label: ex-08-beam
+# *20 minutes, hard.* Write `beam_step(sums, log_p, k)`. There are {math}`W` prefixes with the
+# log-probabilities `sums` [W], and `log_p` [W, V] has the log-probabilities of the next token
+# after each. Return the `k` best extensions over all prefixes as a list of `(prefix, token,
+# sum)`, the best first.
+#
+# *Hint.* Flatten the table of all sums, take `topk`, and compute prefix and token from the place.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-08-beam
+# :class: dropdown
+# ```
+
+
+# %%
+def beam_step(
+    sums: torch.Tensor, log_p: torch.Tensor, k: int
+) -> list[tuple[int, int, float]]:
+    ### BEGIN SOLUTION
+    totals = sums[:, None] + log_p
+    best, places = totals.flatten().topk(k)
+    return [
+        (place // log_p.shape[1], place % log_p.shape[1], value)
+        for place, value in zip(places.tolist(), best.tolist())
+    ]
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %%
+ch08.check_beam_step(beam_step)
+
+# %% [markdown]
+# ```{exercise} Attention on the right word
+# :label: ex-08-mass
+# *10 minutes, medium.* Write `mass_on(weights, relation)` for one head and one sentence.
+# `weights` [T, S] is its attention, and `relation` [T, S] is True where a query should look. For
+# each query with at least one True, add up the attention on its True keys; return the mean over
+# these queries.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-08-mass
+# :class: dropdown
+# ```
+
+
+# %%
+def mass_on(weights: torch.Tensor, relation: torch.Tensor) -> float:
+    ### BEGIN SOLUTION
+    masses = (weights * relation).sum(dim=1)
+    return masses[relation.any(dim=1)].mean().item()
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %%
+ch08.check_mass_on(mass_on)
+
+# %% [markdown]
+# ## What to keep
+#
+# Cut what is only spelled, so that it can be put together anew. Test a translator on combinations
+# that it has never seen, and on names and on phrases apart: they fail for different reasons.
+# Before you blame the search, ask whether the model prefers the right answer. Measure attention
+# before you show it. And write the signature beside every BLEU score.
