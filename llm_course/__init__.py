@@ -13,11 +13,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "TransformerConfig": "llm_course.configs",
     "BERTConfig": "llm_course.configs",
+    "BERTLabelConfig": "llm_course.configs",
     "GPTConfig": "llm_course.configs",
     "T5Config": "llm_course.configs",
     "TrainConfig": "llm_course.configs",
     "Transformer": "llm_course.models.transformer",
     "BERT": "llm_course.models.bert",
+    "BERTForSequenceClassification": "llm_course.models.heads",
+    "BERTForTokenClassification": "llm_course.models.heads",
+    "BERTForQuestionAnswering": "llm_course.models.heads",
     "GPT": "llm_course.models.gpt",
     "T5": "llm_course.models.t5",
     "Tokenizer": "llm_course.tokenizers.library",
@@ -28,6 +32,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from llm_course.configs import (
         BERTConfig,
+        BERTLabelConfig,
         GPTConfig,
         T5Config,
         TrainConfig,
@@ -36,6 +41,11 @@ if TYPE_CHECKING:
     from llm_course.generation.decode import generate
     from llm_course.models.bert import BERT
     from llm_course.models.gpt import GPT
+    from llm_course.models.heads import (
+        BERTForQuestionAnswering,
+        BERTForSequenceClassification,
+        BERTForTokenClassification,
+    )
     from llm_course.models.t5 import T5
     from llm_course.models.transformer import Transformer
     from llm_course.tokenizers.library import Tokenizer
@@ -46,6 +56,10 @@ __all__ = [
     "GPT",
     "T5",
     "BERTConfig",
+    "BERTForQuestionAnswering",
+    "BERTForSequenceClassification",
+    "BERTForTokenClassification",
+    "BERTLabelConfig",
     "GPTConfig",
     "T5Config",
     "Tokenizer",

@@ -137,6 +137,20 @@ class BERTConfig(_ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BERTLabelConfig(BERTConfig):
+    """A BERT that is fine-tuned to choose among named labels."""
+
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")  # the name of each class; they are saved too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.labels) < 2:
+            raise ConfigError(f"labels must be at least 2 names, got {list(self.labels)}")
+        if len(set(self.labels)) < len(self.labels):
+            raise ConfigError(f"labels must differ, got {list(self.labels)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GPTConfig(_ModelConfig):
     """GPT-2 small, Radford et al. 2019, §2.3."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm_course.configs import (
+    BERTConfig,
     DataConfig,
     GPTConfig,
     PairConfig,
@@ -124,3 +125,52 @@ def gpt_preset(name: str) -> GPTPreset:
     if name not in GPT_PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(GPT_PRESETS)}, got {name!r}")
     return GPT_PRESETS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BERTPreset:
+    """A model (its vocabulary is set when the tokenizer is trained), its data and its training."""
+
+    model: BERTConfig
+    data: DataConfig
+    train: TrainConfig
+
+
+BERT_PRESETS = {
+    "cpu": BERTPreset(
+        model=BERTConfig(
+            n_layers=2, d_model=128, n_heads=4, d_ff=512, n_positions=160, dropout=0.0
+        ),
+        data=DataConfig(context=160, batch_size=8, documents=40_000, tokenizer="wordpiece"),
+        train=TrainConfig(max_steps=1500, lr=3e-3, warmup_steps=100, min_lr=1e-4),
+    ),
+    "t4": BERTPreset(
+        model=BERTConfig(
+            n_layers=6, d_model=384, n_heads=6, d_ff=1536, n_positions=256, dropout=0.1
+        ),
+        data=DataConfig(
+            context=256, batch_size=64, documents=200_000, tokenizer="wordpiece", vocab_size=8192
+        ),
+        train=TrainConfig(
+            max_steps=4000, lr=1e-3, warmup_steps=400, min_lr=1e-5, eval_every=500, save_every=500
+        ),
+    ),
+    "h200": BERTPreset(
+        model=BERTConfig(
+            n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256, dropout=0.1
+        ),
+        data=DataConfig(
+            context=256, batch_size=256, documents=500_000, tokenizer="wordpiece", vocab_size=8192
+        ),
+        train=TrainConfig(
+            max_steps=6000, lr=1e-3, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000
+        ),
+    ),
+}
+
+
+def bert_preset(name: str) -> BERTPreset:
+    """The BERT preset of that name; `ConfigError` lists the names when there is none."""
+    if name not in BERT_PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(BERT_PRESETS)}, got {name!r}")
+    return BERT_PRESETS[name]

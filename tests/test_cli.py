@@ -15,6 +15,8 @@ COMMAND_LINES = [
     ["doctor"],
     ["pretrain", "gpt", "--preset", "t4", "--max-steps", "5", "--lr", "0.01", "--resume"],
     ["pretrain", "gpt", "--data-files", "a.txt", "b.txt", "--compile", "no", "--tokenizer", "char"],
+    ["pretrain", "bert", "--whole-words", "--no-next-sentence", "--max-steps", "5"],
+    ["fill-mask", "--text", "The [MASK]", "--top", "3"],
     ["generate", "--prompt", "The", "--temperature", "0.5", "--top-k", "3", "--samples", "2"],
     ["record", "--name", "gpt_town", "--tiny"],
     ["record", "--list"],
@@ -96,10 +98,67 @@ def test_pretrain_on_a_text_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
 
 
+def test_pretrain_bert_then_fill_the_mask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["pretrain", "bert", "--out", str(out), "--documents", "200", "--vocab-size", "600"]
+    assert main([*words, *TINY, "--save-every", "2"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["floor_ratio"] is None
+    assert 0 < summary["val_loss"] < 10
+    assert set(summary["test"]) == {"mlm_accuracy", "nsp_accuracy", "nsp_loss"}
+    assert 0.3 < summary["test"]["nsp_accuracy"] < 0.8  # after 4 updates it can only guess
+    capsys.readouterr()
+
+    words = [
+        "fill-mask",
+        "--model",
+        str(out / "model"),
+        "--text",
+        "The [MASK] was [MASK].",
+        "--top",
+    ]
+    assert main([*words, "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("[MASK]")] == [
+        "[MASK] number 1",
+        "[MASK] number 2",
+    ]
+    assert len(lines) == 8
+    probabilities = [float(line.split()[0]) for line in lines[1:4]]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+    for text, top, phrase in (
+        ("no gap", "3", r"[MASK] at least once, got 'no gap'"),
+        ("[MASK] " * 400, "3", "at most 160 tokens"),
+        ("a [MASK]", "0", "top must be from 1 to"),
+    ):
+        words = ["fill-mask", "--model", str(out / "model"), "--text", text, "--top", top]
+        assert main(words) == 2
+        assert phrase in capsys.readouterr().err
+    assert main(["generate", "--model", str(out / "model")]) == 2
+    assert "needs a GPT" in capsys.readouterr().err
+
+
+def test_pretrain_bert_on_a_text_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "mine.txt"
+    paragraph = "The quick fox, no. {0}, jumps. It lands on dog {0}! Mr. Brown sees it.\n\n"
+    text.write_text("".join(paragraph.format(i) for i in range(300)))
+    out = tmp_path / "run"
+    words = ["pretrain", "bert", "--data-files", str(text), "--out", str(out), "--context", "48"]
+    assert main([*words, *TINY, "--vocab-size", "200", "--no-next-sentence"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["test"]) == {"mlm_accuracy"}
+    capsys.readouterr()
+
+
 def test_errors_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words, phrase in (
         (["pretrain", "gpt", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
         (["pretrain", "gpt", "--data-files", "no/such.txt"], "no/such.txt"),
+        (["pretrain", "bert", "--context", "200", "--n-heads", "3"], "multiple of n_heads"),
+        (["fill-mask", "--model", "no/such", "--text", "[MASK]"], "holds no model"),
         (["generate", "--model", "no/such"], "holds no model"),
         (["record", "--name", "nothing"], "must be one of"),
     ):

@@ -126,15 +126,14 @@ class BERTOutput(NamedTuple):
     nsp_logits: Tensor
 
 
-class BERT(PretrainedModel):
-    """BERT with both pretraining heads; the MLM head's last matrix is the token embedding."""
+class BERTBody(PretrainedModel):
+    """Embeddings and encoder, which BERT shares with its fine-tuned forms (`heads.py`)."""
 
-    layout = LAYOUT
     config_class = BERTConfig
 
-    def __init__(self, config: BERTConfig | None = None) -> None:
+    def __init__(self, config: BERTConfig) -> None:
         super().__init__()
-        self.config = config = config or BERTConfig()
+        self.config = config
         # As in transformers, the padding row learns from the MLM head alone.
         self.token_embedding = nn.Embedding(
             config.vocab_size, config.d_model, padding_idx=config.pad_token_id
@@ -143,12 +142,7 @@ class BERT(PretrainedModel):
         self.position_embedding = nn.Embedding(config.n_positions, config.d_model)
         self.embedding_norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.encoder = nn.ModuleList(BERTBlock(config) for _ in range(config.n_layers))
-        self.pooler = Pooler(config)
-        self.mlm_head = MLMHead(config)
-        self.nsp_head = nn.Linear(config.d_model, 2)
         self.dropout = nn.Dropout(config.dropout)
-        self.mlm_head.decoder.weight = self.token_embedding.weight
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """N(0, 0.02) for every matrix, 0 for a bias, 1 for the gain of a norm.
@@ -164,10 +158,6 @@ class BERT(PretrainedModel):
     def blocks(self) -> list[nn.Module]:
         """The units to shard or to checkpoint."""
         return list(self.encoder)
-
-    @property
-    def tied(self) -> dict[str, str]:
-        return {"mlm_head.decoder.weight": "token_embedding.weight"}
 
     def _embed(
         self,
@@ -199,7 +189,7 @@ class BERT(PretrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """The last hidden states; `forward` puts both heads on them."""
+        """The last hidden states; `forward` puts the heads on them."""
         check_ids(input_ids, self.config.vocab_size)
         rows, length = input_ids.shape
         mask = None
@@ -209,6 +199,25 @@ class BERT(PretrainedModel):
         for block in self.encoder:
             x = block(x, mask)
         return x
+
+
+class BERT(BERTBody):
+    """BERT with both pretraining heads; the MLM head's last matrix is the token embedding."""
+
+    layout = LAYOUT
+
+    def __init__(self, config: BERTConfig | None = None) -> None:
+        config = config or BERTConfig()
+        super().__init__(config)
+        self.pooler = Pooler(config)
+        self.mlm_head = MLMHead(config)
+        self.nsp_head = nn.Linear(config.d_model, 2)
+        self.mlm_head.decoder.weight = self.token_embedding.weight
+        self.reset_parameters()
+
+    @property
+    def tied(self) -> dict[str, str]:
+        return {"mlm_head.decoder.weight": "token_embedding.weight"}
 
     def forward(
         self,

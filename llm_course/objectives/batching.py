@@ -223,7 +223,7 @@ class DocumentBatches(EndlessBatches):
             # Padding forms a document of its own, so that no row of the mask is empty.
             edge = is_start[index] & inside
             edge[:, 1:] |= inside[:, :-1] & ~inside[:, 1:]
-            batch |= _apart(torch.from_numpy(edge))
+            batch |= keep_apart(torch.from_numpy(edge))
         return batch
 
     def _hash(self) -> str:
@@ -299,7 +299,7 @@ def shift_right(labels: Int[Tensor, "B T"], start_id: int, pad_id: int) -> Int[T
     return shifted.masked_fill(shifted == IGNORE, pad_id)
 
 
-def _apart(edge: Tensor) -> Batch:
+def keep_apart(edge: Tensor) -> Batch:
     """Positions that restart at every edge, and who may look at whom: only within a document."""
     place = torch.arange(edge.shape[1]).expand(edge.shape)
     document = edge.cumsum(1)

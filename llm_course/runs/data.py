@@ -38,8 +38,8 @@ class PreparedData:
 
 def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedData:
     """Read or generate the text, train the tokenizer unless one is given, and make the batches."""
-    _check_files(config)
-    continuous = config.data == "files" and _is_plain_text(config.data_files)
+    check_files(config)
+    continuous = config.data == "files" and is_plain_text(config.data_files)
     if tokenizer is None:
         check_vocab_size(config.tokenizer, config.vocab_size)
         if not continuous and not {"<bos>", "<eos>"} <= set(SPECIAL_TOKENS[config.tokenizer]):
@@ -52,7 +52,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedD
     return _continuous(config, tokenizer) if continuous else _documents(config, tokenizer)
 
 
-def _check_files(config: DataConfig) -> None:
+def check_files(config: DataConfig) -> None:
     """Refuse a file named twice: its end would be validation, and be in the training text too."""
     seen: set[Path] = set()
     for file in config.data_files:
@@ -61,7 +61,8 @@ def _check_files(config: DataConfig) -> None:
         seen.add(path)
 
 
-def _is_plain_text(files: Iterable[str]) -> bool:
+def is_plain_text(files: Iterable[str]) -> bool:
+    """Whether the files are text, and not tables; a mixture is refused."""
     endings = {Path(file).suffix.lower() for file in files}
     plain = endings <= set(sources.TEXT_SUFFIXES)
     if not plain and endings & set(sources.TEXT_SUFFIXES):
@@ -69,9 +70,8 @@ def _is_plain_text(files: Iterable[str]) -> bool:
     return plain
 
 
-def _train_tokenizer(
-    config: DataConfig, texts: Iterable[str], given: Tokenizer | None
-) -> Tokenizer:
+def train_tokenizer(config: DataConfig, texts: Iterable[str], given: Tokenizer | None) -> Tokenizer:
+    """The given tokenizer, or one of the kind and size that the settings say."""
     if given is not None:
         return given
     return Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
@@ -79,7 +79,7 @@ def _train_tokenizer(
 
 def _town(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     texts = [d.text for d in generate_documents(config.documents, config.seed, "train")]
-    tokenizer = _train_tokenizer(config, texts[:TOKENIZER_DOCUMENTS], given)
+    tokenizer = train_tokenizer(config, texts[:TOKENIZER_DOCUMENTS], given)
     held_out = list(generate_documents(TOWN_VALIDATION, 0, "validation"))
     rows = tokenizer.encode_documents([d.text for d in held_out])
     # floor_ratio is defined on whole documents, no longer than the context.
@@ -105,7 +105,7 @@ def _documents(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     else:
         documents = list(sources.read_documents(config.data_files, column=config.column))
     train, validation = sources.split_documents(documents, config.validation, config.seed)
-    tokenizer = _train_tokenizer(config, train, given)
+    tokenizer = train_tokenizer(config, train, given)
     rows = tokenizer.encode_documents(validation)
     return PreparedData(
         tokenizer=tokenizer,
@@ -125,7 +125,7 @@ def _continuous(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     """Plain text: one long row of ids, of which the last part is for validation."""
     files = list(sources.read_documents(config.data_files, document="file"))
     train, validation = sources.split_text("\n".join(files), config.validation)
-    tokenizer = _train_tokenizer(config, train.splitlines(keepends=True), given)
+    tokenizer = train_tokenizer(config, train.splitlines(keepends=True), given)
     ids = [torch.tensor(tokenizer.encode(part)) for part in (train, validation)]
     return PreparedData(
         tokenizer=tokenizer,

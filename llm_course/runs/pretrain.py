@@ -1,4 +1,7 @@
-"""`llm-course pretrain gpt`: data, tokenizer, model, training, evaluation, a run directory."""
+"""`llm-course pretrain`: data, tokenizer, model, training, evaluation, a run directory.
+
+GPT stands here, BERT in `pretrain_bert.py`; the command is the same for both.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class GPTRun:
 
     def summary(self, seconds: float, tokens_per_second: float) -> dict[str, Any]:
         """The keys of summary.json, measured on the validation data."""
-        model = self._whole_model()
+        model = whole_model(self.model, self.train_config, self.out)
         nats, count = loss_sums(model, self.data.validation, causal_loss_fn)["lm"]
         floor = sum(-document.log_prob for document in self.data.town)
         return {
@@ -65,14 +68,15 @@ class GPTRun:
             "parameters": sum(p.numel() for p in model.parameters()),
         }
 
-    def _whole_model(self) -> GPT:
-        """The trained model; where it is sharded, each process reads what was written of it."""
-        if self.train_config.parallel != "fsdp" or distributed.world_size() == 1:
-            return self.model
-        if self.out is None:
-            raise ConfigError("parallel = 'fsdp' needs a directory to be evaluated: pass out")
-        distributed.barrier()  # the first process has written it
-        return GPT.from_pretrained(self.out / "model").to(next(self.model.parameters()).device)
+
+def whole_model(model: Any, train_config: TrainConfig, out: Path | None) -> Any:
+    """The trained model; where it is sharded, each process reads what was written of it."""
+    if train_config.parallel != "fsdp" or distributed.world_size() == 1:
+        return model
+    if out is None:
+        raise ConfigError("parallel = 'fsdp' needs a directory to be evaluated: pass out")
+    distributed.barrier()  # the first process has written it
+    return type(model).from_pretrained(out / "model").to(next(model.parameters()).device)
 
 
 def prepare_gpt(
@@ -105,10 +109,9 @@ def prepare_gpt(
     return GPTRun(model=network, data=prepared, train_config=train_config, out=out)
 
 
-def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfig, TrainConfig]:
-    """The preset's settings with the options that were given (those that are not None)."""
+def apply_options(chosen: Any, options: dict[str, Any]) -> tuple[Any, DataConfig, TrainConfig]:
+    """A preset's settings with the options that were given (those that are not None)."""
     given = {name: value for name, value in options.items() if value is not None}
-    chosen = gpt_preset(preset)
     files, dataset = tuple(given.pop("data_files", ())), given.get("dataset")
     if files and dataset:
         raise ConfigError(f"give data files or a dataset, not both: {files[0]!r} and {dataset!r}")
@@ -121,9 +124,10 @@ def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfi
         names = {field.name for field in dataclasses.fields(part)} & given.keys()
         used |= names
         changes = {name: given[name] for name in names}
-        if isinstance(part, GPTConfig):
+        if index == 0:
             if "d_model" in changes and "d_ff" not in changes:
-                changes["d_ff"] = None
+                # GPT derives it where it is None; the others get the papers' factor.
+                changes["d_ff"] = None if isinstance(part, GPTConfig) else 4 * changes["d_model"]
             if "context" in given:
                 changes["n_positions"] = given["context"]
         if isinstance(part, TrainConfig) and "max_steps" in changes:
@@ -136,22 +140,49 @@ def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfi
     return parts[0], parts[1], parts[2]
 
 
+def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfig, TrainConfig]:
+    """The settings of a GPT preset with the options that were given."""
+    return apply_options(gpt_preset(preset), options)
+
+
 def pretrain_gpt_command(*, preset: str, out: str, resume: bool, **options: Any) -> None:
-    """What the command line does: prepare, train with a progress bar, evaluate, summarise."""
-    model_config, data_config, train_config = settings(preset, options)
+    """`llm-course pretrain gpt`."""
+    directory = pretrain_command(
+        "GPT", settings(preset, options), prepare_gpt, out=out, resume=resume
+    )
+    if directory is not None:
+        print(
+            f"next: llm-course generate --model {directory / 'model'} --temperature 0.7",
+            file=sys.stderr,
+        )
+
+
+def pretrain_command(
+    family: str,
+    chosen: tuple[Any, DataConfig, TrainConfig],
+    prepare_run: Callable[..., Any],
+    *,
+    out: str,
+    resume: bool,
+) -> Path | None:
+    """Prepare, train with a progress bar, evaluate, summarise; the directory, or None.
+
+    None on all processes but the first: only that one speaks and writes.
+    """
+    model_config, data_config, train_config = chosen
     directory = Path(out)
     device = distributed.join(choose_device(train_config.device))
     choose_precision(device, train_config.precision)
-    first = distributed.rank() == 0  # of several processes only the first one speaks and writes
+    first = distributed.rank() == 0
     say = partial(print, file=sys.stderr) if first else _nothing
     if first:  # before the data, which take a while
         check_out(directory, resume, train_config.tensorboard)
     say(f"data: {_describe(data_config)}")
-    run = prepare_gpt(model_config, data_config, train_config, out=directory)
+    run = prepare_run(model_config, data_config, train_config, out=directory)
     size, parameters = run.model.config, sum(p.numel() for p in run.model.parameters())
     say(
-        f"model: GPT, {parameters:,} parameters, {size.n_layers} blocks of width {size.d_model}, "
-        f"vocabulary {size.vocab_size}"
+        f"model: {family}, {parameters:,} parameters, {size.n_layers} blocks of width "
+        f"{size.d_model}, vocabulary {size.vocab_size}"
     )
     try:
         _show_steps(run, resume=resume, say=say)
@@ -163,13 +194,13 @@ def pretrain_gpt_command(*, preset: str, out: str, resume: bool, **options: Any)
     last = _last_line(directory) if first else {}
     seconds, tokens = last.get("seconds", math.nan), last.get("tokens", math.nan)
     summary = run.summary(seconds, tokens / seconds)
-    if first:
-        print(write_summary(directory, **summary).read_text(encoding="utf-8"), end="")
-        model = directory / "model"
-        say(f"next: llm-course generate --model {model} --temperature 0.7")
+    if not first:
+        return None
+    print(write_summary(directory, **summary).read_text(encoding="utf-8"), end="")
+    return directory
 
 
-def _show_steps(run: GPTRun, *, resume: bool, say: Callable[[str], None]) -> None:
+def _show_steps(run: Any, *, resume: bool, say: Callable[[str], None]) -> None:
     """Train with a progress bar; evaluations and an early stop get a line of their own."""
     from tqdm import tqdm
 

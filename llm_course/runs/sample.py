@@ -16,9 +16,8 @@ from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.precision import choose_device
 
 
-def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
-    """A GPT and the tokenizer that lies beside it; their sizes must agree."""
-    path = Path(directory)
+def model_type(path: Path) -> object:
+    """What kind of model a directory says that it holds; `DataError` where there is none."""
     if not (path / "config.json").is_file():
         inside = path / "model"
         hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
@@ -27,7 +26,13 @@ def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path / 'config.json'}: not JSON: {error}") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
+    """A GPT and the tokenizer that lies beside it; their sizes must agree."""
+    path = Path(directory)
+    kind = model_type(path)
     if kind != "gpt2":
         raise ConfigError(f"generate needs a GPT (model_type 'gpt2'), {path} holds {kind!r}")
     tokenizer = Tokenizer.load(path)
