@@ -18,7 +18,7 @@ from llm_course.visualize import masking
 from llm_course.visualize.attention_html import visible
 from llm_course.visualize.masking import MaskingView, masking_view
 
-TOKENS = ["[CLS]", *"the baker sold warm bread near the lake".split(), "[SEP]"]
+TOKENS = ["[CLS]", *["the", "baker", "sold", "warm", "bread", "near", "the", "lake"], "[SEP]"]
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(500))]
 
 
