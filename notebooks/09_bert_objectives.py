@@ -74,7 +74,7 @@ generator = torch.Generator().manual_seed(0)
 #
 # A GPT guesses the next token, and its causal mask hides the answer from it. An encoder has no such
 # mask: every position sees every other one, and itself. This is good for *understanding* a text. In
-# "the bank of the river", the word after "bank" decides what "bank" means, and a model that reads
+# "the bank of the river", the words after "bank" decide what "bank" means, and a model that reads
 # from left to right has not seen it yet.
 #
 # But what should such a model be trained to do? Suppose that we ask it for the token at each
@@ -353,7 +353,7 @@ print(source[source.index("    is_special =") :])
 # %% [markdown]
 # Is the rule kept? A share that is counted over {math}`n` independent draws of probability {math}`p` has the
 # standard deviation {math}`\sqrt{p(1-p)/n}`. We mask a million tokens and demand that each share lies within four
-# standard deviations of its rule. A correct program fails this once in 16,000 times. The control uses 16 % in place
+# standard deviations of its rule. A correct share fails this once in 16,000 times. The control uses 16 % in place
 # of 15 %, and must fail.
 
 # %%
@@ -422,7 +422,7 @@ assert deviations(int(per_row.sum()), ordinary_tokens, 0.15) < 4
 
 # %% [markdown]
 # Most rows give between 1 and 8 predictions, and a few give none. A GPT gets about seven times as many
-# signals from the same row. That the number varies will matter when we take means.
+# signals from the same row. This is the price of an autoencoding model against an autoregressive one (chapter 02). That the number varies will matter when we take means.
 #
 # ### Whole words
 #
@@ -559,7 +559,7 @@ plt.show()
 # zeros and ones, adds up, and divides by the number of ones. This looks right. But `cross_entropy` returns the *mean* unless one
 # asks for `reduction="none"`. So `mean` is one number. Multiplied by the mask, it stands at each
 # chosen position; added up and divided by their number, it is the same number again. **The mask
-# cancels out.** This bug stood for years in the BERT chapter of a well-known course (issue 2582 of `d2l-en`), where the mask
+# cancels out.** This bug stood in the BERT chapter of a well-known course (issue 2582 of `d2l-en`), where the mask
 # was meant to remove filled-up places.
 #
 # We train with it. Here 85 % of the positions can be copied, and the mean is over all of them. On
