@@ -1,0 +1,185 @@
+"""Checks of chapter 09: the masked-token loss, 80/10/10, next sentences, an idle mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm_course.checks.grading import CheckFailed, expect_close, expect_shape, passed
+
+MASK_ID, FIRST, VOCAB = 3, 4, 1004  # ids below FIRST are special
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> None:
+    """The mean of F10 over the chosen positions."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 7, 9, generator=generator, dtype=torch.float64)
+    labels = torch.randint(9, (2, 7), generator=generator)
+    labels[0, [0, 1, 3, 4]], labels[1, [0, 2, 3, 4, 5, 6]] = -100, -100
+    log_p = logits.log_softmax(-1)
+    chosen = labels != -100
+    picked = log_p.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+    right = float(-picked[chosen].mean())
+    n, places = int(chosen.sum()), labels.numel()
+
+    def shifted(outputs: Tensor, targets: Tensor) -> float:
+        counted = targets != -100
+        found = outputs.gather(-1, targets.clamp_min(0)[..., None]).squeeze(-1)
+        return float(-found[counted].mean())
+
+    row_means = [-picked[r][chosen[r]].mean() for r in range(2)]
+    expect_close(
+        answer(logits, labels),
+        right,
+        name="masked_loss",
+        hints={
+            shifted(log_p[:, :-1], labels[:, 1:]): (
+                "the labels are shifted: an output of BERT speaks about its own position"
+            ),
+            right * n: "this is the sum: divide by the number of chosen positions",
+            right * n / places: (
+                f"the sum is right, but it is divided by all {places} places; only {n} are chosen"
+            ),
+            float(-picked.mean()): "labels of -100 are counted as if they were token 0",
+            float(sum(row_means) / 2): (
+                "this is a mean of the means of the rows: they have different numbers of labels"
+            ),
+            -right: "the sign is turned around: a loss is a *negative* logarithm",
+            right / math.log(2): "this is in bits; the loss is in nats, the natural logarithm",
+        },
+    )
+    passed("only the chosen positions count, each once")
+
+
+def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], Tensor]) -> None:
+    """80/10/10 within five standard deviations on chosen tokens; nothing else is touched."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(FIRST, VOCAB, (400, 500), generator=generator)
+    chosen = torch.rand(ids.shape, generator=generator) < 0.3
+    before = ids.clone()
+    read = answer(ids, chosen, MASK_ID, torch.arange(FIRST, VOCAB), generator)
+    expect_shape(read, tuple(ids.shape), name="what the model reads")
+    if not torch.equal(ids, before):
+        raise CheckFailed("hide changed its argument ids: work on a copy, or use torch.where")
+    if (read[~chosen] != ids[~chosen]).any():
+        raise CheckFailed("a token that was not chosen is changed: it must stay as it is")
+    put_in = read[chosen & (read != ids) & (read != MASK_ID)]
+    if ((put_in < FIRST) | (put_in >= VOCAB)).any():
+        raise CheckFailed(
+            "a special token was put in as a random token: draw from ordinary_ids, "
+            "not from the numbers up to its length"
+        )
+    n = int(chosen.sum())
+    same = 0.1 + 0.1 / (VOCAB - FIRST)
+    shares = {
+        "[MASK]": (int((read[chosen] == MASK_ID).sum()), 0.8),
+        "the same token": (int((read[chosen] == ids[chosen]).sum()), same),
+        "another token": (len(put_in), 0.2 - same),
+    }
+    for name, (count, p) in shares.items():
+        if abs(count - n * p) > 5 * math.sqrt(n * p * (1 - p)):
+            raise CheckFailed(
+                f"of the chosen tokens, {count / n:.1%} became {name}, expected {p:.0%}. "
+                + _share_hint(count / n, name)
+            )
+    if put_in.unique().numel() < (VOCAB - FIRST) // 2:
+        raise CheckFailed(
+            f"only {put_in.unique().numel()} different random tokens were put in: "
+            "draw a new one for each position"
+        )
+    passed("80 % [MASK], 10 % random, 10 % unchanged")
+
+
+def _share_hint(share: float, name: str) -> str:
+    if name == "[MASK]" and share > 0.99:
+        return "All are hidden: draw a number for each token."
+    if name == "[MASK]" and share < 0.01:
+        return "Is anything put in the place of a chosen token?"
+    return (
+        "Use one draw for each token: below 0.8, below 0.9, or above. A second draw of its own "
+        "for the random tokens would take 10 % of the rest."
+    )
+
+
+def check_nsp_from_difference(answer: Callable[[Tensor, Tensor], Tensor | float]) -> None:
+    """The mean of F11, also where a sigmoid rounds to 0."""
+    difference = torch.tensor([1.5, -0.4, 0.3, 2.0, -1.1], dtype=torch.float64)
+    label = torch.tensor([0, 1, 1, 0, 0])
+
+    def loss(d: Tensor, y: Tensor) -> Tensor:
+        return -(y * F.logsigmoid(d) + (1 - y) * F.logsigmoid(-d))
+
+    right = loss(difference, 1 - label)
+    expect_close(
+        answer(difference, label),
+        float(right.mean()),
+        name="nsp_from_difference",
+        hints={
+            float(loss(difference, label).mean()): (
+                "y is turned around: next_sentence_label is 1 - y, and 0 means that B follows A"
+            ),
+            float(right.sum()): "this is the sum over the pairs: take the mean",
+            float(-right.mean()): "the sign is turned around: a loss is positive",
+            float(right[label == 1].sum() / len(label)): (
+                "the pairs with the label 0 add nothing: 0 is a class, not padding"
+            ),
+            float(right[label == 0].sum() / len(label)): (
+                "the pairs with the label 1 add nothing: the second term is missing"
+            ),
+        },
+    )
+    far = torch.tensor([200.0])
+    got = answer(far, torch.tensor([1]))
+    expect_close(
+        got,
+        200.0,
+        name="the loss of a difference of 200 when B does not follow",
+        hints={math.inf: "log(1 - sigmoid(200)) is log(0): use logsigmoid of the negative"},
+    )
+    passed("two-class cross-entropy from one number, for large numbers too")
+
+
+def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> None:
+    """Finds each mask that does nothing, and accuses no honest loss."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
+    labels = torch.full((3, 6), -100)
+    labels[0, 2], labels[1, 0], labels[2, 5] = 3, 0, 7
+
+    def honest(z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(z.flatten(0, 1), y.flatten())
+
+    def broken(z: Tensor, y: Tensor) -> Tensor:
+        mean = F.cross_entropy(z.flatten(0, 1), y.flatten().clamp_min(0))
+        return (mean * (y != -100)).sum() / (y != -100).sum()
+
+    def leaks(row: int, place: int, size: float) -> Loss:
+        return lambda z, y: honest(z, y) + size * z[row, place].square().sum()
+
+    cases: list[tuple[Loss, bool, str]] = [
+        (honest, False, "an honest loss"),
+        (lambda z, y: honest(z, y) * 1e-3, False, "an honest loss with small gradients"),
+        (broken, True, "a mean over all positions, multiplied by the mask"),
+        (leaks(0, 0, 1.0), True, "a loss that also teaches the first position of the first row"),
+        (leaks(2, 4, 1.0), True, "a loss that also teaches one position of the last row"),
+        (leaks(1, 3, 1e-12), True, "a loss that teaches elsewhere a little: compare with zero"),
+    ]
+    for loss_of, expected, what in cases:
+        got = answer(loss_of, logits, labels)
+        if not isinstance(got, bool):
+            raise CheckFailed(
+                f"teaches_elsewhere must return True or False, got {type(got).__name__}: {got!r}"
+            )
+        if got != expected:
+            advice = (
+                "Look at the gradient of every position whose label is -100."
+                if expected
+                else "Chosen positions may have a gradient; only those of -100 must not."
+            )
+            raise CheckFailed(f"{what}: expected {expected}, got {got}. {advice}")
+    passed("no mask that does nothing escapes")

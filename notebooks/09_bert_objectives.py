@@ -1,0 +1,1087 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 BERT: two tasks without labels
+#
+# [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/09_bert_objectives.ipynb)
+#
+# **You will** see why a model that reads both sides needs a mask of another kind, build BERT's input
+# from sentences, hide tokens by its rule, check both of its losses against plain loops, and study two
+# famous bugs that no error message shows: their curves, and the tests that find them.
+#
+# **Needs** chapters 02 and 03. **Runs** in 60 seconds on one core.
+# **Source** {cite:p}`devlin2019`; `llm_course/objectives/masked.py`,
+# `llm_course/objectives/sentence_pairs.py`.
+#
+# Names such as F10 and F11 are ids of formulas in the article that this course follows. The
+# [source map](../book/source_map.md) lists them.
+
+# %% tags=["remove-cell"]
+import sys
+
+# On Colab this installs the course; elsewhere it does nothing.
+if "google.colab" in sys.modules:
+    get_ipython().run_line_magic(
+        "pip",
+        "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "
+        "tyro docstring-parser typeguard jaxtyping wadler-lindig "
+        "sacrebleu portalocker tabulate colorama ",
+    )
+
+# %%
+import inspect
+import math
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from llm_course import BERT, BERTConfig, Tokenizer, TrainConfig, train
+from llm_course.checks import ch09
+from llm_course.corpus.town import generate_documents
+from llm_course.objectives.masked import (
+    bert_loss_fn,
+    mask_tokens,
+    mlm_loss,
+    nsp_loss,
+)
+from llm_course.objectives.sentence_pairs import (
+    PairMaker,
+    SentencePairBatches,
+    SentencePairEvaluation,
+)
+from llm_course.runs.pretrain_bert import encoded, masking_of
+from llm_course.visualize.masking import masking_view
+from llm_course.visualize.measured import measured
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+
+# %% [markdown]
+# ## A model that can copy
+#
+# A GPT guesses the next token, and its causal mask hides the answer from it. An encoder has no such
+# mask: every position sees every other one, and itself. This is good for *understanding* a text. In
+# "the bank of the river", the words after "bank" decide what "bank" means, and a model that reads
+# from left to right has not seen it yet.
+#
+# But what should such a model be trained to do? Suppose that we ask it for the token at each
+# position. The token is in the input, so the model can copy it. [Chapter
+# 02](02_families_and_masks.ipynb) trained a model without a causal mask, and its loss fell to nearly
+# nothing. We repeat this with an encoder, because we want to know what such a model has learnt.
+#
+# First the text. The stories are from *Town*, the generated text that this course trains on, and a
+# WordPiece tokenizer cuts them into tokens. To keep this chapter fast, a row is the first two
+# sentences of a story.
+
+# %% tags=["covers-B1"]
+stories = list(generate_documents(3000, seed=1, split="train"))
+others = list(generate_documents(300, seed=3, split="validation"))
+tokenizer = Tokenizer.train(
+    [story.text for story in stories], kind="wordpiece", vocab_size=1000
+)
+V = len(tokenizer)
+masking = masking_of(tokenizer)  # the ids of the special tokens
+PAD, CLS, SEP, MASK = masking.special_ids
+print({tokenizer.token(i): i for i in masking.special_ids})
+
+T = 48
+
+
+def rows_of(documents: list) -> torch.Tensor:
+    """[CLS], the first two sentences, [SEP], padding."""
+    rows = []
+    sentences = [list(document.sentences) for document in documents]
+    for first, second, *_ in encoded(tokenizer, sentences):
+        ids = [CLS, *(first + second)[: T - 2], SEP]
+        rows.append(ids + [PAD] * (T - len(ids)))
+    return torch.tensor(rows)
+
+
+rows, held_out = rows_of(stories), rows_of(others)
+print(f"{len(rows)} rows of {T} tokens, {V} different tokens")
+print(" ".join(tokenizer.token(i) for i in rows[8].tolist() if i != PAD))
+
+# %% [markdown]
+# The tokens in square brackets are **special**. `[CLS]` stands at the beginning of each row; `[SEP]`
+# closes a segment; `[PAD]` fills a row up. `[MASK]` is the token that this chapter is about. A token
+# that begins with `##` continues a word: the tokenizer knows this word only in parts.
+#
+# The model is a small BERT with two blocks. We train it twice. The first time its input is the text,
+# and the label of each position is the token that stands there. The second time 15 % of the tokens are hidden, by
+# a rule that is explained below, and only these have a label. All other labels are −100, *not
+# counted*. Both models are judged on the same stories, which they have not seen: 15 % of the tokens are hidden, and the
+# loss is the mean over the hidden ones.
+
+
+# %%
+def small_bert() -> BERT:
+    torch.manual_seed(0)
+    return BERT(
+        BERTConfig(
+            vocab_size=V,
+            n_layers=2,
+            d_model=64,
+            n_heads=4,
+            d_ff=256,
+            n_positions=112,
+            dropout=0.0,
+        )
+    )
+
+
+class MaskedRows:
+    """Endless batches of 32 rows; `hide` makes input and labels of ids."""
+
+    def __init__(self, hide) -> None:
+        self.hide = hide
+
+    def __iter__(self):
+        g = torch.Generator().manual_seed(1)
+        while True:
+            ids = rows[torch.randint(len(rows), (32,), generator=g)]
+            read, labels = self.hide(ids, g)
+            yield as_batch(ids, read, labels)
+
+
+def as_batch(ids, read, labels) -> dict[str, torch.Tensor]:
+    seen = ids != PAD
+    return {"input_ids": read, "labels": labels, "attention_mask": seen}
+
+
+def hide_nothing(ids, g):
+    special = torch.isin(ids, torch.tensor(masking.special_ids))
+    return ids, ids.masked_fill(special, -100)
+
+
+g = torch.Generator().manual_seed(7)
+test_read, test_labels = masking.apply(held_out, g)
+test = as_batch(held_out, test_read, test_labels)
+is_mask = test_read == MASK  # where the model reads [MASK]
+all_wrong = replace(masking, masked=0.0, replaced=1.0)
+wrong_read, wrong_labels = all_wrong.apply(held_out, g)
+misread = as_batch(held_out, wrong_read, wrong_labels)
+
+
+def mean_loss(model: BERT, batch: dict, where=None) -> float:
+    """The masked-token loss on the chosen positions, or on a part."""
+    labels = batch["labels"]
+    if where is not None:
+        labels = labels.masked_fill(~where, -100)
+    with torch.no_grad():
+        total, count = bert_loss_fn(model, {**batch, "labels": labels})["mlm"]
+    return (total / count).item()
+
+
+def on_held_out(model: BERT) -> tuple[float, float]:
+    """The loss at hidden tokens, and at wrong tokens."""
+    return mean_loss(model, test, is_mask), mean_loss(model, misread)
+
+
+def train_bert(hide, loss_fn=bert_loss_fn, steps: int = 200):
+    """A trained model, its training losses, its losses on held-out rows."""
+    model = small_bert()
+    settings = TrainConfig(
+        max_steps=steps,
+        lr=5e-3,
+        warmup_steps=40,
+        schedule="linear",
+        beta2=0.98,
+        weight_decay=0.01,
+        device="cpu",
+    )
+    losses, checked = [], {0: on_held_out(model)}
+    for step in train(model, MaskedRows(hide), loss_fn, settings):
+        losses.append(step.loss)
+        if step.step % 40 == 0:
+            checked[step.step] = on_held_out(model)
+    return model.eval(), losses, checked
+
+
+copier, copier_losses, copier_test = train_bert(hide_nothing)
+honest, honest_losses, honest_test = train_bert(masking.apply)
+
+# %% [markdown]
+# As a baseline we take the model that knows nothing but how frequent each token is.
+
+# %% tags=["covers-P1"]
+frequency = torch.bincount(rows[rows > MASK], minlength=V) + 1.0
+log_p = (frequency / frequency.sum()).log()
+baseline = -log_p[test_labels[is_mask]].mean().item()
+
+
+def last(losses: list[float]) -> float:
+    return sum(losses[-20:]) / 20
+
+
+with measured():
+    print(f"{'':>14}  training  hidden tokens")
+    for name, losses, checked in (
+        ("hides nothing", copier_losses, copier_test),
+        ("hides 15 %", honest_losses, honest_test),
+    ):
+        print(f"{name:>14} {last(losses):9.2f} {checked[200][0]:14.2f}")
+print(f"baseline: {baseline:.2f}")
+assert last(copier_losses) < 0.4
+assert copier_test[200][0] > baseline + 1
+assert honest_test[200][0] < baseline - 0.5
+
+# %% [markdown]
+# ```{admonition} What you should see
+# :class: see
+# The model that hides nothing ends below 0.4 nats per token in training, and is worse than the baseline by more than 1
+# nat on hidden tokens. The model that hides 15 % has a much higher training loss, and is better than the
+# baseline by more than 0.5 nats.
+# ```
+#
+# The first model has learnt to carry the embedding of a token from the bottom of the model to its head. For
+# this it need not look at any other position. When it meets `[MASK]`, it has no idea. **A low loss
+# on an easy task is worth nothing.** The second model cannot copy where it counts, so it has to use
+# the words around.
+#
+# The hiding has a price. In a row of {math}`T` tokens a GPT makes {math}`T - 1` predictions at once.
+# BERT makes about {math}`0.15\,T`. This is why the training of BERT needs more passes over its
+# text. How many predictions each row gives is counted below.
+
+# %% [markdown]
+# ## What BERT reads
+#
+# BERT has two tasks, and both are asked in one row. The row has two **segments**, A and B: pieces of
+# text, of one or several sentences. The model sees `[CLS]` A `[SEP]` B `[SEP]`, and three numbers
+# for each token: its id, its segment (0 for A, 1 for B) and its position. Each number selects a row
+# of a table, and the sum of the three vectors is what the first block receives.
+#
+# `PairMaker` makes such a pair from each story. It divides the story between two sentences: A is the part
+# before, B the part after. Half of the time B gives way to a part of another story.
+
+# %% tags=["covers-B1", "covers-P2"]
+N_SENTENCES, CONTEXT = 4, 112
+
+
+def sentences_of(documents: list) -> list:
+    """The ids of the first sentences of each document."""
+    return encoded(
+        tokenizer, [list(d.sentences[:N_SENTENCES]) for d in documents]
+    )
+
+
+ids_of_stories = sentences_of(stories)
+maker = PairMaker(ids_of_stories, CONTEXT, True, V)
+pairs = maker.pairs(np.random.default_rng(0))
+print(f"{'label':>5}  {'documents':>12}  A ... | B ...")
+for pair in pairs[:6]:
+    end = tokenizer.decode(pair.first[-5:])
+    begin = tokenizer.decode(pair.second[:6])
+    print(f"{pair.label:5d}  {pair.sources!s:>12}  ... {end} | {begin} ...")
+
+shortest = min(pairs, key=lambda pair: len(pair.ids(masking)))
+print()
+print("position segment token")
+for place, (i, segment) in enumerate(
+    zip(shortest.ids(masking), shortest.segments())
+):
+    print(f"{place:8d} {segment:7d} {tokenizer.token(i)}")
+
+# %% [markdown]
+# The label 0 means: *B follows A in the text*. This is the numbering of the published models. It is
+# easy to turn around by mistake, because one expects 1 for "yes".
+#
+# A pair with label 1 must not be a true pair by accident. `sources` are the numbers of the two
+# stories, and we count over many pairs: a true pair has one source, a false pair two. The sentences of B in a
+# true pair begin where A ends.
+
+# %%
+labels_seen = []
+for seed in range(20):
+    for pair in maker.pairs(np.random.default_rng(seed)):
+        one_source = pair.sources[0] == pair.sources[1]
+        assert one_source == (pair.label == 0)
+        if one_source:
+            story = ids_of_stories[pair.sources[0]]
+            whole = [i for sentence in story for i in sentence]
+            assert pair.first + pair.second == whole
+        labels_seen.append(pair.label)
+n = len(labels_seen)
+assert abs(sum(labels_seen) - n / 2) < 4 * math.sqrt(n / 4)
+print(f"{n} pairs, {sum(labels_seen) / n:.3f} of them with label 1")
+
+# %% [markdown]
+# What would go wrong otherwise? If B of a false pair came from A's own story, the label would
+# say "does not follow" for two parts of one story, and a model that recognises the story would
+# be punished for it. And the stories that we test with must not be among the stories that we train
+# with: they come from another split.
+
+# %% [markdown]
+# ## Which tokens are hidden
+#
+# The rule of the paper has two draws. First, each token is **chosen** with probability 15 %; special
+# tokens never are. Then, for each chosen token, a second draw decides what the model reads: with
+# 80 % `[MASK]`, with 10 % a random token, and with 10 % the token itself, unchanged. In all three
+# cases the label is the original token. Try it: the button draws again.
+
+# %%
+example = [tokenizer.token(i) for i in rows[8].tolist() if i != PAD]
+vocabulary = [tokenizer.token(i) for i in range(V)]
+masking_view(example, vocabulary, seed=4, title="Mask it again")
+
+# %% [markdown]
+# The upper line of each token is what the model reads. A chosen token has a frame, and its label
+# below. Press "100 times more" and look at the table: the shares come near to the rule, but those of
+# single maskings are far from it. Sometimes not one token of the row is chosen.
+#
+# A model that is trained for several passes over its text meets each sentence with another
+# masking each time. And this is the function behind it:
+
+# %%
+source = inspect.getsource(inspect.unwrap(mask_tokens))
+print(source[: source.index('"""')].rstrip())
+print("    ...")
+print(source[source.index("    is_special =") :])
+
+# %% [markdown]
+# Is the rule kept? A share that is counted over {math}`n` independent draws of probability {math}`p` has the
+# standard deviation {math}`\sqrt{p(1-p)/n}`. We mask a million tokens and demand that each share lies within four
+# standard deviations of its rule. A correct share fails this once in 16,000 times. The control uses 16 % in place
+# of 15 %, and must fail.
+
+# %%
+ids = torch.randint(MASK + 1, V, (1000, 1024), generator=generator)
+ids[:, 0], ids[:, 500], ids[:, 1000:] = CLS, SEP, PAD
+read, labels = masking.apply(ids, generator)
+ordinary, chosen = ids > MASK, labels != -100
+assert not chosen[~ordinary].any()  # special tokens are never chosen
+assert (read[~chosen] == ids[~chosen]).all()
+assert (labels[chosen] == ids[chosen]).all()
+
+
+def deviations(count: int, n: int, p: float) -> float:
+    return abs(count - n * p) / math.sqrt(n * p * (1 - p))
+
+
+n, k = int(ordinary.sum()), int(chosen.sum())
+n_mask = int((read[chosen] == MASK).sum())
+n_same = int((read[chosen] == ids[chosen]).sum())
+by_chance = 0.1 / len(set(range(V)) - set(masking.special_ids))
+for name, count, of, p in (
+    ("chosen", k, n, 0.15),
+    ("[MASK]", n_mask, k, 0.8),
+    ("another token", k - n_mask - n_same, k, 0.1 - by_chance),
+    ("the same token", n_same, k, 0.1 + by_chance),
+):
+    assert deviations(count, of, p) < 4
+    print(f"{name:>15}: {count / of:.3f} of {of:,} tokens")
+assert deviations(k, n, 0.16) > 4
+
+# %% [markdown]
+# (A random token is by chance the right one, once in {math}`V` times. So the last two shares differ
+# from 10 % by a very small amount.)
+#
+# With one row of 48 tokens the share is not 15 %, but a number that varies from row to row. The next
+# figure counts the chosen tokens in our rows.
+
+# %%
+#| alt: Bar chart. The horizontal axis is the number of predictions in a row, the vertical axis the
+#|   share of rows. The bars form a hill between 0 and 11 with its top at 3 and 4, where each bar
+#|   reaches 0.2. Far to the right a dashed vertical line stands at 28, the number of predictions that
+#|   a GPT gets from the average row.
+#| caption: Predictions that one row gives to BERT, and to a GPT.
+#| name: fig-09-predictions
+_, labels = masking.apply(rows, generator)
+per_row = (labels != -100).sum(dim=1)
+lengths = (rows != PAD).sum(dim=1)
+gpt_mean = (lengths - 1).float().mean().item()
+figure, axes = plt.subplots(figsize=(7, 3.2))
+shares = torch.bincount(per_row) / len(per_row)
+axes.bar(range(len(shares)), shares, color="#0072B2", label="BERT")
+axes.axvline(gpt_mean, color="#D55E00", ls="--", label="GPT, average row")
+axes.set_xlabel("predictions in a row")
+axes.set_ylabel("share of rows")
+axes.legend()
+plt.show()
+
+# %% tags=["covers-K2"]
+ordinary_tokens = (rows > MASK).sum().item()
+share = per_row.sum().item() / ordinary_tokens
+print(f"predictions per row: BERT {per_row.float().mean():.1f}, ", end="")
+print(f"GPT {gpt_mean:.1f}")
+assert 6.5 < gpt_mean / per_row.float().mean() < 7.5
+print(f"rows with no prediction: {(per_row == 0).float().mean():.1%}")
+assert deviations(int(per_row.sum()), ordinary_tokens, 0.15) < 4
+
+# %% [markdown]
+# Most rows give between 1 and 8 predictions, and a few give none. A GPT gets about seven times as many
+# signals from the same row. This is the price of an autoencoding model against an autoregressive one (chapter 02). That the number varies will matter when we take means.
+#
+# ### Whole words
+#
+# "walk" is easy to guess when the model reads `[MASK] ##ed` and hard when the whole word is hidden.
+# With **whole-word masking** all tokens of a word are chosen together, or none. It is an option that
+# the authors of BERT added later. In this package, one tells `mask_tokens` which tokens continue a word.
+
+# %%
+words = masking_of(tokenizer, whole_words=True)
+single = torch.Generator().manual_seed(2)
+whole = torch.Generator().manual_seed(2)
+by_token = masking.apply(rows, single)[1] != -100
+by_word = words.apply(rows, whole)[1] != -100
+inside = torch.tensor(words.continues)[rows][:, 1:]  # continues a word
+torn_token = (by_token[:, 1:] != by_token[:, :-1])[inside]
+torn_word = (by_word[:, 1:] != by_word[:, :-1])[inside]
+print(f"{int(inside.sum()):,} places inside words")
+print(f"torn by single tokens: {torn_token.float().mean():.1%}")
+print(f"torn by whole words:   {torn_word.float().mean():.1%}")
+assert not torn_word.any()
+assert torn_token.float().mean() > 0.2
+assert deviations(int(by_token.sum()), ordinary_tokens, 0.15) < 4
+
+# %% [markdown]
+# At a place inside a word, single tokens tear it with probability {math}`2 \cdot 0.15 \cdot 0.85`, about a quarter. Whole words are never torn.
+
+# %% [markdown]
+# ## The masked-token loss
+#
+# Let {math}`M` be the chosen positions of a text {math}`w`, and {math}`w_{/i}` what the model reads
+# for it. (The paper of BERT gives no formula. The article writes {math}`w_{/i}` for "the text without
+# {math}`w_i`". To be exact, all chosen tokens are hidden at once, so a chosen token is guessed
+# without the others.) The loss is
+#
+# $$\mathcal L_\text{MLM} = -\sum_{i \in M} \log p(w_i \mid w_{/i})$$ (eq-mlm-loss)
+#
+# As plain loops, and as the function of the package:
+
+
+# %% tags=["covers-F10"]
+def plain_mlm(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """F10: one chosen position after the other."""
+    total = 0.0
+    for row_logits, row_labels in zip(logits.tolist(), labels.tolist()):
+        for scores, target in zip(row_logits, row_labels):
+            if target == -100:
+                continue
+            normaliser = sum(math.exp(score) for score in scores)
+            total -= math.log(math.exp(scores[target]) / normaliser)
+    return total
+
+
+print(inspect.getsource(inspect.unwrap(mlm_loss)))
+
+# %% [markdown]
+# Two differences from the loss of a GPT: the labels are not shifted, because an output speaks about its
+# own position, and most of them are −100. The helper `_cross_entropy` checks the shapes, calls PyTorch's
+# cross-entropy with the sum, and counts the labels.
+
+# %% tags=["covers-F10"]
+logits = torch.randn(3, 9, 11, generator=generator, dtype=torch.float64)
+labels = torch.randint(11, (3, 9), generator=generator)
+labels[torch.rand(3, 9, generator=generator) < 0.5] = -100
+total, count = mlm_loss(logits, labels)
+assert abs(total.item() - plain_mlm(logits, labels)) < 1e-10
+assert count == (labels != -100).sum()
+print(f"{total:.3f} nats over {count} positions of {labels.numel()}")
+
+shifted = plain_mlm(logits[:, :-1], labels[:, 1:])  # GPT's rule
+assert abs(total.item() - shifted) > 0.1
+print(f"with a GPT's shift: {shifted:.3f} nats")
+
+# %% [markdown]
+# Two properties follow from {eq}`eq-mlm-loss`, and both make good tests. First, a new model gives every token nearly
+# the same probability {math}`1/V`, so its loss per chosen token is close to {math}`\log V`. Second, a position that is not in {math}`M` does not occur in the formula. Its logits get
+# **exactly no gradient**: not a small one, but zero.
+
+# %% tags=["covers-F10"]
+start = mean_loss(small_bert(), test)
+print(f"fresh model {start:.2f}, log V = {math.log(V):.2f}")
+assert abs(start - math.log(V)) < 0.15
+
+
+def broken_mean(logits: torch.Tensor, ids: torch.Tensor, chosen):
+    """The famous bug: this mask does nothing."""
+    mean = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    return (mean * chosen).sum() / chosen.sum()
+
+
+def gradients(loss_of) -> torch.Tensor:
+    """The size of the gradient at each position."""
+    free = logits.clone().requires_grad_()
+    loss_of(free).backward()
+    return free.grad.abs().sum(dim=-1)
+
+
+chosen = labels != -100
+ids = labels.masked_fill(~chosen, 5)  # any tokens at the other places
+right = gradients(lambda free: mlm_loss(free, labels)[0] / count)
+wrong = gradients(lambda free: broken_mean(free, ids, chosen))
+assert (right[~chosen] == 0).all()
+assert (right[chosen] > 0).all()
+assert (wrong > 0).all()  # the control
+
+# %%
+#| alt: Two heat maps with three rows and nine columns, the positions of three texts. On the left,
+#|   under "package", a part of the squares is coloured and marked with a dot; all other squares are
+#|   white. On the right, under "broken mean", the dots are at the same places, but every square is
+#|   coloured, and those with a dot are not darker than the others.
+#| caption: The gradient at each position. Dots mark the chosen positions.
+#| name: fig-09-gradient
+figure, panels = plt.subplots(1, 2, figsize=(7, 1.9), sharey=True)
+for axes, values, name in (
+    (panels[0], right, "package"),
+    (panels[1], wrong, "broken mean"),
+):
+    shown = values / values.max()
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=1.3)
+    where = chosen.nonzero()
+    axes.plot(where[:, 1], where[:, 0], "o", color="#D55E00", ms=4)
+    axes.set_title(name)
+    axes.set_xlabel("position")
+    axes.set_yticks(range(3), ("row 0", "row 1", "row 2"))
+plt.show()
+
+# %% [markdown]
+# On the left of {numref}`fig-09-gradient` only the chosen positions teach the model. On the right
+# every position does. The second function is the first of our two bugs.
+
+# %% [markdown]
+# ## Silent bug 1: a mask that does nothing
+#
+# Look at `broken_mean` again. It computes the cross-entropy of all positions, multiplies by a mask of
+# zeros and ones, adds up, and divides by the number of ones. This looks right. But `cross_entropy` returns the *mean* unless one
+# asks for `reduction="none"`. So `mean` is one number. Multiplied by the mask, it stands at each
+# chosen position; added up and divided by their number, it is the same number again. **The mask
+# cancels out.** This bug stood in the BERT chapter of a well-known course (issue 2582 of `d2l-en`), where the mask
+# was meant to remove filled-up places.
+#
+# We train with it. Here 85 % of the positions can be copied, and the mean is over all of them. On
+# held-out stories we measure two things: the loss where the model reads `[MASK]`, and the loss where
+# it reads a **wrong token**, a random one. BERT should notice a wrong token, because it has the words
+# around.
+
+
+# %%
+def broken_loss_fn(model, batch):
+    read, labels = batch["input_ids"], batch["labels"]
+    chosen = labels != -100
+    ids = torch.where(chosen, labels, read)  # the text before masking
+    inputs = {"attention_mask": batch["attention_mask"]}
+    logits = model.mlm_head(model.hidden(read, **inputs))
+    mean = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    return {"mlm": ((mean * chosen).sum(), chosen.sum())}
+
+
+broken, broken_losses, broken_test = train_bert(masking.apply, broken_loss_fn)
+
+# %%
+#| alt: Two panels with two curves each, over 200 steps. Left, the training loss as the program reports
+#|   it: both begin near 7. The curve of the broken program falls below 1, that of the right program
+#|   ends near 4. Right, the loss at wrong tokens of held-out stories: both begin near 7; the curve of
+#|   the right program falls below 5, that of the broken one stays near 7.
+#| caption: What the programs report, and what their models do with a wrong token.
+#| name: fig-09-mask
+figure, panels = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True)
+runs = (
+    ("right", honest_losses, honest_test, "#0072B2", "-"),
+    ("broken mean", broken_losses, broken_test, "#D55E00", "-."),
+)
+for name, losses, checked, color, style in runs:
+    panels[0].plot(losses, color=color, ls=style, lw=1.2, label=name)
+    at_wrong = [value for _, value in checked.values()]
+    panels[1].plot(list(checked), at_wrong, color=color, ls=style, label=name)
+panels[0].set_title("reported in training")
+panels[1].set_title("wrong tokens, held out")
+for axes in panels:
+    axes.set_xlabel("step")
+panels[0].set_ylabel("nats per token")
+panels[0].legend(fontsize=8)
+plt.show()
+
+# %%
+with measured():
+    print(f"{'':>12}  reported  hidden tokens  wrong tokens")
+    for name, losses, checked, *_ in runs:
+        hidden, at_wrong = checked[200]
+        print(
+            f"{name:>12} {last(losses):9.2f} {hidden:14.2f} {at_wrong:13.2f}"
+        )
+assert last(broken_losses) < 1 < 3 < last(honest_losses)
+assert broken_test[200][1] > honest_test[200][1] + 1
+assert broken_test[200][1] > broken_test[0][1] - 1
+assert abs(broken_test[200][0] - honest_test[200][0]) < 0.6
+
+# %% [markdown]
+# ```{admonition} What you should see
+# :class: see
+# The broken program reports less than 1 nat, the right one more than 3. At wrong tokens the broken one is
+# worse by more than 1 nat. At hidden tokens the two differ by less than 0.6.
+# ```
+#
+# Read the two panels of {numref}`fig-09-mask` together. The program with the bug looks far better
+# while it trains. It also learns something about hidden tokens, since they are a part of its mean. So
+# a quick look at its guesses for `[MASK]` does not find the bug either. But it has learnt to
+# repeat whatever token it reads, because this is right at 85 % of the positions. At a wrong token it is
+# about as bad as before its training.
+#
+# The gradient test of the section before finds the bug without any training: *positions that are not
+# chosen must get exactly no gradient*.
+
+# %% [markdown]
+# ## Why not always [MASK]?
+#
+# After pretraining, BERT is used on texts without `[MASK]`. A model that has met `[MASK]` at
+# each position that counted never had a reason to compute something useful at an ordinary token.
+# Therefore 20 % of the chosen positions do not show `[MASK]`: a random token, or the right one. The
+# model cannot know which of the tokens that it sees are right, and must be ready to predict at each
+# of them.
+#
+# We measure it. Another model is trained with 100 % `[MASK]`. Then both read held-out stories in
+# which *nothing* is hidden, and must name the token at each position.
+
+# %%
+only_mask = replace(masking, masked=1.0, replaced=0.0)
+always, _, always_test = train_bert(only_mask.apply)
+
+plain = as_batch(held_out, *hide_nothing(held_out, None))
+on_plain = {
+    "80/10/10": mean_loss(honest, plain),
+    "always [MASK]": mean_loss(always, plain),
+}
+on_hidden = {
+    "80/10/10": honest_test[200][0],
+    "always [MASK]": always_test[200][0],
+}
+with measured():
+    print(f"{'':>14}  tokens in view  hidden tokens")
+    for name, value in on_plain.items():
+        print(f"{name:>14} {value:15.2f} {on_hidden[name]:14.2f}")
+assert on_plain["80/10/10"] < on_plain["always [MASK]"] - 0.5
+assert max(on_hidden.values()) < baseline - 0.4
+
+# %% [markdown]
+# ```{admonition} What you should see
+# :class: see
+# At tokens in view, the model of 80/10/10 is better by more than 0.5 nats. On hidden tokens both are
+# better than the baseline by more than 0.4 nats.
+# ```
+#
+# The model that was always shown `[MASK]` is much worse at naming a token that it reads. The vector at
+# such a position is of less use for a task that needs it, for example to find names. With 80/10/10 the model
+# uses the token that it sees, but does not trust it fully, because one in ten was a random one.
+
+# %% [markdown]
+# ## Does B follow A?
+#
+# The second task is **next-sentence prediction**, NSP. The vector at `[CLS]` goes through a small
+# layer, the *pooler*, and a linear layer with two outputs. Let {math}`p` be the probability that the model gives to "B
+# follows A", and {math}`y = 1` if it does, {math}`y = 0` if not. The loss of a pair is
+#
+# $$\mathcal L_\text{NSP} = -y \log p - (1 - y) \log (1 - p)$$ (eq-nsp-loss)
+#
+# In tensors the label is `next_sentence_label` = {math}`1 - y`: class 0 is "follows". With two logits
+# {math}`z_0, z_1` the softmax gives {math}`p = e^{z_0} / (e^{z_0} + e^{z_1})`, and
+# {eq}`eq-nsp-loss` is the cross-entropy of two classes.
+
+
+# %% tags=["covers-F11"]
+def plain_nsp(logits: torch.Tensor, next_sentence_label) -> float:
+    """F11, with y = 1 for a pair that belongs together."""
+    total = 0.0
+    pairs = zip(logits.tolist(), next_sentence_label.tolist())
+    for (z_0, z_1), label in pairs:
+        y = 1 - label
+        p = math.exp(z_0) / (math.exp(z_0) + math.exp(z_1))
+        total += -y * math.log(p) - (1 - y) * math.log(1 - p)
+    return total
+
+
+logits = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+label = torch.tensor([0, 1, 1, 0, 0, 1, 0, 0, 1])
+total, count = nsp_loss(logits, label)
+assert abs(total.item() - plain_nsp(logits, label)) < 1e-10
+assert abs(total.item() - plain_nsp(logits, 1 - label)) > 0.1  # y, not 1 - y
+print(f"{total:.3f} nats over {count} pairs")
+
+undecided, n = nsp_loss(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+assert abs(undecided / n - math.log(2)) < 1e-6
+print(f"undecided: {undecided / n:.3f} nats, log 2 = {math.log(2):.3f}")
+
+# %% [markdown]
+# The second check is the value of a model that does not know: with {math}`p = 1/2` both terms are
+# {math}`\log 2`. A new BERT begins near it.
+
+# %% [markdown]
+# ## Silent bug 2: ignore the label 0
+#
+# Many programs pad their labels with 0 and pass `ignore_index=0` to the loss, so that padding does
+# not count. For tokens this works, as id 0 is `[PAD]`. But when the same loss object also serves
+# NSP, the class 0 is ignored as well. This happened in a much-copied program (issues 32 and 49 of
+# `BERT-pytorch`). Every pair that counts then has the label 1, and a model that always answers 1 is
+# perfect.
+#
+# We train a small BERT on NSP alone, with the right loss and with the broken one. The accuracy is
+# measured on pairs of held-out stories.
+
+
+# %%
+no_masks = replace(masking, chosen=0.0)
+evaluation = SentencePairEvaluation(
+    sentences_of(others), CONTEXT, len(others), no_masks, seed=1
+)
+pair_test = next(iter(evaluation))
+
+
+def nsp_logits(model, batch):
+    """The logits at each [CLS], and the labels there."""
+    names = ("token_type_ids", "attention_mask", "position_ids")
+    hidden = model.hidden(
+        batch["input_ids"], **{name: batch[name] for name in names}
+    )
+    first = batch["next_sentence_label"] != -100
+    pooled = model.pooler(hidden[first][:, None])
+    return model.nsp_head(pooled), batch["next_sentence_label"][first]
+
+
+def right_nsp(model, batch):
+    return {"nsp": nsp_loss(*nsp_logits(model, batch))}
+
+
+def ignoring_nsp(model, batch):
+    logits, label = nsp_logits(model, batch)
+    total = F.cross_entropy(logits, label, ignore_index=0, reduction="sum")
+    return {"nsp": (total, (label != 0).sum())}
+
+
+def train_nsp(loss_fn, steps: int = 140):
+    model = small_bert()
+    batches = SentencePairBatches(ids_of_stories, CONTEXT, 12, no_masks)
+    settings = TrainConfig(
+        max_steps=steps, lr=2e-3, warmup_steps=20, device="cpu"
+    )
+    losses, accuracy = [], {}
+    for step in train(model, batches, loss_fn, settings):
+        losses.append(step.loss)
+        if step.step % 20 == 0:
+            with torch.no_grad():
+                logits, label = nsp_logits(model, pair_test)
+            right = (logits.argmax(dim=-1) == label).float().mean()
+            accuracy[step.step] = right.item()
+    return losses, accuracy
+
+
+nsp_runs = {
+    "right": train_nsp(right_nsp),
+    "ignore_index=0": train_nsp(ignoring_nsp),
+}
+
+# %%
+#| alt: Two panels with two curves each, over 140 steps. Left, the training loss: the curve of the
+#|   right program stays near 0.7 for about 50 steps, then it goes up and down below 1. That of
+#|   ignore_index=0 falls to nearly 0 within 25 steps. Right, the accuracy on held-out pairs: the right
+#|   program begins near 0.5 and rises to about 0.7. The broken one is a flat line at 0.5, which is
+#|   also marked by a dashed line.
+#| caption: The loss of the broken program is nearly zero, its accuracy is that of a coin.
+#| name: fig-09-nsp
+figure, panels = plt.subplots(1, 2, figsize=(7, 3.2))
+styles = {"right": ("#0072B2", "-"), "ignore_index=0": ("#D55E00", "-.")}
+for name, (losses, accuracy) in nsp_runs.items():
+    color, style = styles[name]
+    panels[0].plot(losses, color=color, ls=style, label=name)
+    panels[1].plot(*zip(*accuracy.items()), color=color, ls=style)
+panels[1].axhline(0.5, color="black", ls="--", lw=1)
+panels[0].set_title("training loss, nats a pair")
+panels[1].set_title("accuracy, held out")
+panels[1].set_ylim(0.4, 0.9)
+for axes in panels:
+    axes.set_xlabel("step")
+panels[0].legend(fontsize=8)
+plt.show()
+
+# %%
+with measured():
+    for name, (losses, accuracy) in nsp_runs.items():
+        final = f"loss {last(losses):.3f}, accuracy {accuracy[140]:.2f}"
+        print(f"{name:>15}: {final}")
+always_1 = (nsp_logits(small_bert(), pair_test)[1] == 1).float().mean().item()
+assert nsp_runs["ignore_index=0"][1][140] == always_1
+assert 0.4 < always_1 < 0.6
+assert last(nsp_runs["ignore_index=0"][0]) < 0.05
+assert nsp_runs["right"][1][140] > 0.58
+
+# %% [markdown]
+# ```{admonition} What you should see
+# :class: see
+# With `ignore_index=0` the loss ends below 0.05, and the accuracy is exactly the share of pairs with the label 1, about one half. The right
+# program has more than 58 % after 140 steps.
+# ```
+#
+# Again the loss of the broken program is the better one. The test needs no training: give the loss undecided logits and both
+# labels. **Both classes must cost {math}`\log 2`, and both must have a gradient.**
+
+
+# %% tags=["covers-F11"]
+def both_classes_teach(loss_of) -> bool:
+    for label in (0, 1):
+        free = torch.zeros(1, 2, requires_grad=True)
+        total = loss_of(free, torch.tensor([label]))
+        total.backward()
+        if abs(total.item() - math.log(2)) > 1e-6 or (free.grad == 0).any():
+            return False
+    return True
+
+
+def ignoring(logits, label):
+    return F.cross_entropy(logits, label, ignore_index=0, reduction="sum")
+
+
+assert both_classes_teach(lambda logits, label: nsp_loss(logits, label)[0])
+assert not both_classes_teach(ignoring)
+
+# %% [markdown]
+# ## The loss of BERT
+#
+# Both tasks are trained together, and the loss is the sum:
+#
+# $$\mathcal L_\text{BERT} = \mathcal L_\text{MLM} + \mathcal L_\text{NSP}$$ (eq-bert-loss)
+#
+# A derivative of a sum is the sum of derivatives. So the gradient of the sum is the sum of the gradients, and each
+# task can be tested by itself. We take a batch of pairs and compare with the loops, in 64-bit numbers.
+
+# %% tags=["covers-F9"]
+torch.manual_seed(0)
+model = small_bert().double()
+batch = next(iter(SentencePairBatches(ids_of_stories, CONTEXT, 4, masking)))
+terms = bert_loss_fn(model, batch)
+
+names = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
+hidden = model.hidden(**{name: batch[name] for name in names})
+with torch.no_grad():
+    mlm = plain_mlm(model.mlm_head(hidden), batch["labels"])
+    nsp = plain_nsp(*nsp_logits(model, batch))
+assert abs(terms["mlm"][0].item() + terms["nsp"][0].item() - mlm - nsp) < 1e-10
+assert abs(terms["mlm"][0].item() - mlm - nsp) > 1  # one term is not the sum
+for name, (total, count) in terms.items():
+    print(f"{name}: {total:.2f} nats over {count}, mean {total / count:.3f}")
+
+
+def gradient(*wanted: str) -> torch.Tensor:
+    model.zero_grad()
+    terms = bert_loss_fn(model, batch)
+    sum(terms[name][0] / terms[name][1] for name in wanted).backward()
+    return model.token_embedding.weight.grad.clone()
+
+
+both, only_mlm, only_nsp = (
+    gradient("mlm", "nsp"),
+    gradient("mlm"),
+    gradient("nsp"),
+)
+assert (both - only_mlm - only_nsp).abs().max() < 1e-12
+assert (both - only_mlm).abs().max() > 1e-6
+ratio = (only_nsp.norm() / only_mlm.norm()).item()
+print(f"size of NSP's gradient at the embeddings: {ratio:.2f} of MLM's")
+
+# %% [markdown]
+# In the formulas both terms are sums. A program takes means, and here the two terms have two different counts: one is the
+# number of chosen tokens, the other the number of pairs. The loss of BERT is the sum of the two means.
+#
+# ### The mean is over counted labels
+#
+# The number of chosen tokens varies from batch to batch, as {numref}`fig-09-predictions` showed for rows. Suppose
+# that a step is computed in two parts, two **micro-batches**, because the whole does not fit into memory. If the program takes the mean of
+# each part, and then the mean of the two means, a token in the part with fewer chosen tokens has a
+# greater weight.
+
+# %%
+one_row, many_rows = rows[:1], rows[1:32]
+parts = [masking.apply(part, generator) for part in (one_row, many_rows)]
+sums, counts = [], []
+for ids, (read, labels) in zip((one_row, many_rows), parts):
+    with torch.no_grad():
+        fresh = bert_loss_fn(honest, as_batch(ids, read, labels))["mlm"]
+    sums.append(fresh[0].item())
+    counts.append(int(fresh[1]))
+mean_of_means = sum(s / c for s, c in zip(sums, counts)) / 2
+mean = sum(sums) / sum(counts)
+with measured():
+    print(f"means: {sums[0] / counts[0]:.3f} and {sums[1] / counts[1]:.3f}")
+    print(f"mean of means {mean_of_means:.3f}, over labels {mean:.3f}")
+print(f"chosen tokens: {counts}")
+print(f"a token of the first part weighs {counts[1] / counts[0]:.0f} times")
+assert abs(mean_of_means - mean) > 1e-3
+
+# %% [markdown]
+# Only the second number is the loss of the 32 rows. So a loss function of this package returns **a sum
+# and a count for each term**, and the training loop divides once, after it has added them up over all
+# parts and all machines. A batch in which no token was chosen is then no problem: it adds 0 to the sum
+# and 0 to the count, where a mean would be 0 divided by 0.
+
+# %% [markdown]
+# ## Exercises
+#
+# ```{exercise} The masked-token loss by hand
+# :label: ex-09-loss
+# *10 minutes, easy.* Write `masked_loss(logits, labels)`: the mean of {eq}`eq-mlm-loss` over the chosen
+# positions, as one number. −100 is not counted. Use only `log_softmax`, indexing and arithmetic.
+#
+# *Hint 1.* Is there a shift? *Hint 2.* `gather` refuses −100: replace it before, and leave it out
+# after.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-09-loss
+# :class: dropdown
+# ```
+
+
+# %%
+def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    ### BEGIN SOLUTION
+    chosen = labels != -100
+    log_p = logits.log_softmax(dim=-1)
+    picked = log_p.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+    return -picked[chosen].mean()
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %%
+ch09.check_masked_loss(masked_loss)
+
+# %% [markdown]
+# ```{exercise} 80/10/10
+# :label: ex-09-mask
+# *15 minutes, medium.* Write `hide(ids, chosen, mask_id, ordinary_ids, generator)`: what the model reads. `chosen` is a
+# boolean tensor of the shape of `ids`. A chosen token becomes `mask_id` with probability 0.8 and a random one of
+# `ordinary_ids` with 0.1; else it stays. `ids` must not be changed.
+#
+# *Hint 1.* One draw of `torch.rand` for each token decides between the three cases. *Hint 2.* Draw a
+# random token for every position, and use it only where it is needed: `torch.where`.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-09-mask
+# :class: dropdown
+# ```
+
+
+# %%
+def hide(
+    ids: torch.Tensor,
+    chosen: torch.Tensor,
+    mask_id: int,
+    ordinary_ids: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    ### BEGIN SOLUTION
+    draw = torch.rand(ids.shape, generator=generator)
+    place = torch.randint(len(ordinary_ids), ids.shape, generator=generator)
+    hidden = torch.where(draw < 0.8, mask_id, ordinary_ids[place])
+    return torch.where(chosen & (draw < 0.9), hidden, ids)
+    ### END SOLUTION
+
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %%
+ch09.check_hide(hide)
+
+# %% [markdown]
+# ```{exercise} The next-sentence loss with one number
+# :label: ex-09-nsp
+# *10 minutes, easy.* The two logits {math}`z_0, z_1` of {eq}`eq-nsp-loss` matter only through their difference. Write
+# `nsp_from_difference(difference, next_sentence_label)` with `difference` {math}`= z_0 - z_1`: the mean loss of the
+# pairs. Use `torch.nn.functional.logsigmoid`, where {math}`\operatorname{sigmoid}(x) = 1/(1 + e^{-x})`.
+#
+# *Hint 1.* {math}`p = \operatorname{sigmoid}(z_0 - z_1)`. *Hint 2.* What is {math}`1 - p`? *Hint 3.* The
+# label is not {math}`y`.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-09-nsp
+# :class: dropdown
+# ```
+
+
+# %%
+def nsp_from_difference(
+    difference: torch.Tensor, next_sentence_label: torch.Tensor
+) -> torch.Tensor:
+    ### BEGIN SOLUTION
+    y = 1 - next_sentence_label
+    log_p, log_not_p = F.logsigmoid(difference), F.logsigmoid(-difference)
+    return -(y * log_p + (1 - y) * log_not_p).mean()
+    ### END SOLUTION
+
+
+# %% [markdown]
+# Since {math}`1 - \operatorname{sigmoid}(x) = \operatorname{sigmoid}(-x)`, no logarithm of a number that has been
+# rounded to 0 is taken, even for differences of 100.
+#
+# ```{solution-end}
+# ```
+
+# %%
+ch09.check_nsp_from_difference(nsp_from_difference)
+
+# %% [markdown]
+# ```{exercise} Find the mask that does nothing
+# :label: ex-09-find
+# *15 minutes, medium.* Write `teaches_elsewhere(loss_of, logits, labels)`: return `True` if a position whose label is −100 gets
+# a gradient. `loss_of(logits, labels)` returns one number. It must find the bug when only one such position gets a gradient, and
+# when the gradient is very small, and must say `False` for an honest loss.
+#
+# *Hint.* `requires_grad_()` on a copy of the logits, `backward()`, and `.grad`.
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-09-find
+# :class: dropdown
+# ```
+
+
+# %%
+def teaches_elsewhere(
+    loss_of, logits: torch.Tensor, labels: torch.Tensor
+) -> bool:
+    ### BEGIN SOLUTION
+    free = logits.detach().clone().requires_grad_()
+    loss_of(free, labels).backward()
+    elsewhere = free.grad[labels == -100]
+    return bool((elsewhere != 0).any())
+    ### END SOLUTION
+
+
+# %% [markdown]
+# The comparison is with exactly zero. An honest loss does not read these logits at all, so there is no
+# rounding error to allow for.
+#
+# ```{solution-end}
+# ```
+
+# %%
+ch09.check_teaches_elsewhere(teaches_elsewhere)
+
+# %% [markdown]
+# ## What to keep
+#
+# A model that sees both sides must not see what it is asked for. BERT chooses 15 % of the tokens, shows
+# `[MASK]` for most of them, and is asked for these only: positions that are not chosen get exactly no
+# gradient. Its second task asks whether B follows A, with 0 for "yes". A new model begins at {math}`\log V` and
+# {math}`\log 2`. Both losses are sums with their own counts, and the division comes last. A loss that falls is no
+# proof that a program is right: two famous bugs had the lower loss, and small tests of the gradient find both.
+#
+# In chapter 10 a BERT is trained with both tasks on Town.
