@@ -338,7 +338,7 @@ plt.show()
 #
 # (The `[MASK]` of this task hides a word in the text. The masks of the next section are something
 # else: they say which positions a layer may use.) We cut one sentence into training examples in both ways. BERT hides 15 % of the tokens
-# {cite:p}`devlin2019`. (It sometimes puts another word in place of `[MASK]`; chapter 09 tells why.)
+# {cite:p}`devlin2019`. (It sometimes puts another word in place of `[MASK]`; [chapter 09](09_bert_objectives.ipynb) tells why.)
 
 # %% tags=["covers-K2"]
 sentence = tokenize(

@@ -1264,7 +1264,7 @@ assert library.decode(library.encode(typed)) == typed
 # **BERT** reads one or two segments: `[CLS] A [SEP] B [SEP]`. The output at `[CLS]` stands for the whole
 # input. A second row, the *segment ids*, says which tokens belong to A and which to B. For
 # training, some tokens are replaced by `[MASK]`, and the model has to guess them; how they are chosen
-# is the subject of chapter 09.
+# is the subject of [chapter 09](09_bert_objectives.ipynb).
 
 # %% tags=["covers-B1"]
 first, second = (s + "." for s in texts[1].split(". ")[:2])

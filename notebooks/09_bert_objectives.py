@@ -422,7 +422,7 @@ assert deviations(int(per_row.sum()), ordinary_tokens, 0.15) < 4
 
 # %% [markdown]
 # Most rows give between 1 and 8 predictions, and a few give none. A GPT gets about seven times as many
-# signals from the same row. This is the price of an autoencoding model against an autoregressive one (chapter 02). That the number varies will matter when we take means.
+# signals from the same row. This is the price of an autoencoding model against an autoregressive one ([chapter 02](02_families_and_masks.ipynb)). That the number varies will matter when we take means.
 #
 # ### Whole words
 #
