@@ -290,26 +290,26 @@ def question_windows(
         part = context[begin : begin + room]
         row, _ = shape.row(question, part, (0, 0))
         shift = len(question) + 2 - begin  # where token `begin` of the context stands
-        if answer is not None:
-            inside = [
-                i
-                for i in range(begin, begin + len(part))
-                if offsets[i][0] < answer[1] and offsets[i][1] > answer[0]
-            ]
-            whole = (
-                inside
-                and offsets[inside[0]][0] <= answer[0]
-                and offsets[inside[-1]][1] >= answer[1]
-            )
-            if whole:
-                row = Row(row.ids, row.segments, (inside[0] + shift, inside[-1] + shift))
+        inside = range(begin, begin + len(part))
+        if answer is not None and (place := _place_of(answer, offsets, inside)):
+            row = Row(row.ids, row.segments, (place[0] + shift, place[1] + shift))
         places: list[tuple[int, int] | None] = [None] * len(row.ids)
-        for i in range(begin, begin + len(part)):
+        for i in inside:
             places[i + shift] = offsets[i]
         windows.append(Window(row, example, places))
         if begin + room >= len(context):
             return windows
         begin += room - stride
+
+
+def _place_of(
+    answer: tuple[int, int], offsets: Sequence[tuple[int, int]], tokens: range
+) -> tuple[int, int] | None:
+    """The first and the last of these tokens that hold the answer, if they hold all of it."""
+    held = [i for i in tokens if offsets[i][0] < answer[1] and offsets[i][1] > answer[0]]
+    if held and offsets[held[0]][0] <= answer[0] and offsets[held[-1]][1] >= answer[1]:
+        return held[0], held[-1]
+    return None
 
 
 def best_answer(
