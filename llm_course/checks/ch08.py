@@ -117,15 +117,19 @@ def check_beam_step(
 
 def check_mass_on(answer: Callable[[Tensor, Tensor], float]) -> None:
     """The attention mass on links, over the queries that have one."""
-    weights = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]], dtype=torch.float64)
-    relation = torch.tensor([[True, False, False], [False, False, False], [False, True, True]])
+    # 4 queries, 2 of them with links, 3 links: each mistake divides by another number.
+    weights = torch.tensor(
+        [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.3, 0.4, 0.3]], dtype=torch.float64
+    )
+    relation = torch.zeros(4, 3, dtype=torch.bool)
+    relation[0, 0] = relation[2, 1] = relation[2, 2] = True
     expect_close(
         answer(weights, relation),
         (0.7 + 0.8) / 2,
         name="mass_on",
         hints={
-            (0.7 + 0.8) / 3: "a query without a link does not count: leave it out of the mean",
-            (0.7 + 0.8) / 4: "sum over the keys of a query first, then take the mean",
+            (0.7 + 0.8) / 4: "a query without a link does not count: leave it out of the mean",
+            (0.7 + 0.8) / 3: "sum over the keys of a query first, then take the mean",
             (0.7 + 0.8) / 12: "this is a mean over all pairs: sum over keys, mean over queries",
             (0.7 + 0.8): "take the mean over the queries that have a link",
         },
