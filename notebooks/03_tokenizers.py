@@ -171,7 +171,7 @@ assert n_letters > 5 * n_words
 # at most 1,000 tokens sees five times less text. Characters also do not solve the first problem: the
 # emoji is not in Town, so it is unknown.
 #
-# | | words | characters |
+# | pieces | words | characters |
 # |---|---|---|
 # | vocabulary | large, never complete | small |
 # | rows | short | long |
@@ -1348,7 +1348,7 @@ assert 0.15 < min(share.values()) < max(share.values()) < 0.4
 # The table of embeddings has {math}`V` rows of width {math}`D`. It is what a vocabulary costs: a fifth of
 # BERT-base, and more than a quarter of the two others, which are smaller or have more pieces.
 #
-# | | BPE | WordPiece | Unigram |
+# | method | BPE | WordPiece | Unigram |
 # |---|---|---|---|
 # | used by | GPT | BERT | T5 |
 # | begins with | bytes | characters | far too many pieces |
