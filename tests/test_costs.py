@@ -460,3 +460,12 @@ def test_what_makes_no_sense_is_refused_by_name(call: Any, message: str) -> None
 def test_the_calculators_need_no_torch() -> None:
     code = "import llm_course.costs, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.covers("C2")
+def test_gpt_3_read_a_twelfth_of_the_text_that_later_work_asks_for() -> None:
+    """Brown et al. 2020, Table 2.1: 300 billion tokens. Hoffmann et al. 2022: 20 a parameter."""
+    wanted = 20 * costs.count_parameters(GPT3)
+    assert 11 < wanted / 300e9 < 12
+    small = GPTConfig()  # for GPT-2 small the same 300 billion tokens would be more than enough
+    assert 20 * costs.count_parameters(small) < 300e9 / 100
