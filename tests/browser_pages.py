@@ -97,6 +97,15 @@ def opened(browser: Any, **options: Any) -> Iterator[Watched]:
         context.close()
 
 
+def document(*views: Any, attributes: str = "", body: str = "") -> str:
+    parts = "\n".join(view._repr_html_() for view in views)
+    return (
+        f'<!doctype html><html lang="en" {attributes}><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Views</title>'
+        f"</head><body {body}><main><h1>Views</h1>{parts}</main></body></html>"
+    )
+
+
 def violations(
     page: Any, selector: str = "html", without: tuple[str, ...] = (), skip: tuple[str, ...] = ()
 ) -> list[str]:

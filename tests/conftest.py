@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_pages import chromium
+from browser_pages import Watched, chromium, document, opened
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -58,3 +58,22 @@ def browser() -> Iterator[Any]:
     """A headless Chromium for the tests marked `browser`."""
     with chromium() as started:
         yield started
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Callable[..., Watched]]:
+    """Opens a page with views; at the end of the test no page may have logged or asked anything."""
+    managers = []
+
+    def start(*views: Any, attributes: str = "", body: str = "", **options: Any) -> Watched:
+        manager = opened(browser, **options)
+        watched = manager.__enter__()
+        managers.append((manager, watched))
+        watched.page.set_content(document(*views, attributes=attributes, body=body))
+        return watched
+
+    yield start
+    for manager, watched in managers:
+        faults = list(watched.faults)
+        manager.__exit__(None, None, None)
+        assert faults == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,46 +19,16 @@ from attention_cases import (
     hostile_view,
     random_weights,
 )
-from browser_pages import PHONE, Watched, opened, violations
+from browser_pages import PHONE, Watched, document, violations
 from torch import Tensor
 
-from llm_course.visualize.attention import AttentionView, attention_view
+from llm_course.visualize.attention import attention_view
 from llm_course.visualize.attention_html import visible
 
 pytestmark = pytest.mark.browser
 
 Open = Callable[..., Watched]
 SHOWN = [visible(word) for word in WORDS]
-
-
-def document(*views: AttentionView, attributes: str = "", body: str = "") -> str:
-    parts = "\n".join(view._repr_html_() for view in views)
-    return (
-        f'<!doctype html><html lang="en" {attributes}><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Views</title>'
-        f"</head><body {body}><main><h1>Views</h1>{parts}</main></body></html>"
-    )
-
-
-@pytest.fixture
-def show(browser: Any) -> Iterator[Open]:
-    """Opens a page with views; at the end of the test no page may have logged or asked anything."""
-    managers = []
-
-    def start(
-        *views: AttentionView, attributes: str = "", body: str = "", **options: Any
-    ) -> Watched:
-        manager = opened(browser, **options)
-        watched = manager.__enter__()
-        managers.append((manager, watched))
-        watched.page.set_content(document(*views, attributes=attributes, body=body))
-        return watched
-
-    yield start
-    for manager, watched in managers:
-        faults = list(watched.faults)
-        manager.__exit__(None, None, None)
-        assert faults == []
 
 
 def numbers(view: Any) -> list[str]:

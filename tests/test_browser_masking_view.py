@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from attention_cases import HOSTILE
-from browser_pages import PHONE, Watched, opened, violations
+from browser_pages import PHONE, Watched, document, violations
 
 from llm_course.visualize.attention_html import visible
 from llm_course.visualize.masking import MaskingView, masking_view
@@ -25,34 +25,6 @@ SEED = 1
 
 def view(tokens: list[str] = TOKENS, seed: int = SEED) -> MaskingView:
     return masking_view(tokens, VOCABULARY, seed=seed, title="Mask it again")
-
-
-def document(*views: MaskingView, attributes: str = "", body: str = "") -> str:
-    parts = "\n".join(view._repr_html_() for view in views)
-    return (
-        f'<!doctype html><html lang="en" {attributes}><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Views</title>'
-        f"</head><body {body}><main><h1>Views</h1>{parts}</main></body></html>"
-    )
-
-
-@pytest.fixture
-def show(browser: Any) -> Iterator[Open]:
-    """Opens a page with views; at the end of the test no page may have logged or asked anything."""
-    managers = []
-
-    def start(*views: MaskingView, attributes: str = "", body: str = "", **options: Any) -> Watched:
-        manager = opened(browser, **options)
-        watched = manager.__enter__()
-        managers.append((manager, watched))
-        watched.page.set_content(document(*views, attributes=attributes, body=body))
-        return watched
-
-    yield start
-    for manager, watched in managers:
-        faults = list(watched.faults)
-        manager.__exit__(None, None, None)
-        assert faults == []
 
 
 def table(page: Any, name: str) -> list[list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from llm_course.bench.record import Place, RecordedRun, part_of, say
+from llm_course.bench.training import run_training
 from llm_course.configs import DataConfig, GPTConfig, TrainConfig
 from llm_course.models.gpt import GPT
 from llm_course.objectives.causal import causal_lm_loss
@@ -23,41 +23,6 @@ from llm_course.runs.pretrain import GPTRun, prepare_gpt
 from llm_course.runs.sample import sample_texts
 
 SHAKESPEARE = "tinyshakespeare.txt"
-
-
-def run_training(run: GPTRun) -> dict[str, Any]:
-    """Train to the end (going on after an interruption) and evaluate."""
-    lines: list[dict[str, Any]] = []
-    for step in run.steps(resume=run.out is not None):
-        lines.append(dataclasses.asdict(step))
-        if step.validation:
-            say(f"step {step.step}: loss {step.loss:.3f}, validation {step.validation['loss']:.3f}")
-    if run.out is not None:  # the log also has the steps before an interruption
-        log = (run.out / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in log.splitlines()]
-    last = lines[-1]
-    return {
-        "seed": run.train_config.seed,
-        "model": run.model.config.to_dict(),
-        "train": run.train_config.to_dict(),
-        "train_seconds": round(last["seconds"], 1),
-        "tokens": last["tokens"],
-        **run.summary(last["seconds"], last["tokens"] / last["seconds"]),
-        "curve": _thinned(lines, run.train_config.max_steps),
-    }
-
-
-def _thinned(lines: list[dict[str, Any]], max_steps: int) -> list[dict[str, Any]]:
-    """About a hundred points of the curve, and every evaluation."""
-    every = max(max_steps // 100, 1)
-    curve = []
-    for line in lines:
-        row = {"step": line["step"], "loss": round(line["loss"], 4)}
-        if line["validation"]:
-            row["validation"] = round(line["validation"]["loss"], 4)
-        if line["step"] % every == 0 or line["validation"]:
-            curve.append(row)
-    return curve
 
 
 def gpt_town(place: Place) -> dict[str, Any]:

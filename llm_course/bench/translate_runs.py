@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from typing import Any
 
 from llm_course.bench.record import Place, RecordedRun, part_of, say
+from llm_course.bench.training import run_training
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.presets import transformer_preset
 from llm_course.runs.translate import TranslationRun, prepare_translation, translate_texts
@@ -18,33 +18,12 @@ BEAMS = 4
 
 def run_translation(run: TranslationRun) -> dict[str, Any]:
     """Train to the end (going on after an interruption) and score, greedy and with beams."""
-    lines: list[dict[str, Any]] = []
-    for step in run.steps(resume=run.out is not None):
-        lines.append(dataclasses.asdict(step))
-        if step.validation:
-            say(f"step {step.step}: loss {step.loss:.3f}, validation {step.validation['loss']:.3f}")
-    if run.out is not None:  # the log also has the steps before an interruption
-        log = (run.out / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in log.splitlines()]
-    last = lines[-1]
-    every = max(run.train_config.max_steps // 100, 1)
-    return {
-        "seed": run.train_config.seed,
-        "model": run.model.config.to_dict(),
-        "train": run.train_config.to_dict(),
+    return run_training(run) | {
         "smoothing": run.smoothing,
         "kept": run.data.kept,
         "long_pairs_dropped": run.data.long,
         "train_pairs": len(run.data.train.pairs),
-        "train_seconds": round(last["seconds"], 1),
-        "tokens": last["tokens"],
-        **run.summary(last["seconds"], last["tokens"] / last["seconds"]),
         "test_beams": {str(BEAMS): run.test_scores(num_beams=BEAMS)},
-        "curve": [
-            {"step": line["step"], "loss": round(line["loss"], 4)}
-            for line in lines
-            if line["step"] % every == 0
-        ],
     }
 
 
