@@ -23,7 +23,11 @@ def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> Non
     labels[0, [0, 1, 3, 4]], labels[1, [0, 2, 3, 4, 5, 6]] = -100, -100
     log_p = logits.log_softmax(-1)
     chosen = labels != -100
-    picked = log_p.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+
+    def at_labels(values: Tensor) -> Tensor:
+        return values.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+
+    picked = at_labels(log_p)
     right = float(-picked[chosen].mean())
     n, places = int(chosen.sum()), labels.numel()
 
@@ -51,6 +55,19 @@ def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> Non
             ),
             -right: "the sign is turned around: a loss is a *negative* logarithm",
             right / math.log(2): "this is in bits; the loss is in nats, the natural logarithm",
+            float(-at_labels(logits.log_softmax(1))[chosen].mean()): (
+                "the softmax is taken over the positions: it must be taken over the tokens, dim=-1"
+            ),
+            float(-at_labels(logits)[chosen].mean()): (
+                "these are logits, not probabilities: take log_softmax first"
+            ),
+            float(-at_labels(logits.softmax(-1))[chosen].mean()): (
+                "these are probabilities, and the loss is made of their logarithms"
+            ),
+            float(-log_p[chosen].mean()): (
+                "the mean is taken over all tokens of the vocabulary: look up the one that is "
+                "in the label"
+            ),
         },
     )
     passed("only the chosen positions count, each once")
@@ -64,6 +81,8 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
     before = ids.clone()
     read = answer(ids, chosen, MASK_ID, torch.arange(FIRST, VOCAB), generator)
     expect_shape(read, tuple(ids.shape), name="what the model reads")
+    if read.dtype != ids.dtype:
+        raise CheckFailed(f"ids are whole numbers ({ids.dtype}), got {read.dtype}")
     if not torch.equal(ids, before):
         raise CheckFailed("hide changed its argument ids: work on a copy, or use torch.where")
     if (read[~chosen] != ids[~chosen]).any():
@@ -74,6 +93,15 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
             "a special token was put in as a random token: draw from ordinary_ids, "
             "not from the numbers up to its length"
         )
+    share = float((read[chosen] == MASK_ID).double().mean())
+    for axis, line in ((0, "column"), (1, "row")):
+        masked = ((read == MASK_ID) & chosen).sum(axis)
+        alike = (masked == 0) | (masked == chosen.sum(axis))
+        if alike.float().mean() > 0.5 and 0.1 < share < 0.95:
+            raise CheckFailed(
+                f"all chosen tokens of one {line} become the same: draw a number for each token, "
+                "torch.rand(ids.shape, ...)"
+            )
     n = int(chosen.sum())
     same = 0.1 + 0.1 / (VOCAB - FIRST)
     shares = {
@@ -85,7 +113,7 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
         if abs(count - n * p) > 5 * math.sqrt(n * p * (1 - p)):
             raise CheckFailed(
                 f"of the chosen tokens, {count / n:.1%} became {name}, expected {p:.0%}. "
-                + _share_hint(count / n, name)
+                + _share_hint(count / n, name, len(put_in))
             )
     if put_in.unique().numel() < (VOCAB - FIRST) // 2:
         raise CheckFailed(
@@ -95,11 +123,15 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
     passed("80 % [MASK], 10 % random, 10 % unchanged")
 
 
-def _share_hint(share: float, name: str) -> str:
+def _share_hint(share: float, name: str, n_random: int) -> str:
     if name == "[MASK]" and share > 0.99:
         return "All are hidden: draw a number for each token."
     if name == "[MASK]" and share < 0.01:
         return "Is anything put in the place of a chosen token?"
+    if name == "the same token" and share < 0.01:
+        return "One in ten must stay as it is: the random tokens take its place."
+    if name == "the same token" and n_random == 0:
+        return "No random token is put in: what happens when the draw is between 0.8 and 0.9?"
     return (
         "Use one draw for each token: below 0.8, below 0.9, or above. A second draw of its own "
         "for the random tokens would take 10 % of the rest."
@@ -131,6 +163,18 @@ def check_nsp_from_difference(answer: Callable[[Tensor, Tensor], Tensor | float]
             float(right[label == 0].sum() / len(label)): (
                 "the pairs with the label 1 add nothing: the second term is missing"
             ),
+            float(-F.logsigmoid(difference).mean()): (
+                "every pair is counted as one that follows: where the label is 1, it is "
+                "log(1 - p) that counts, and 1 - sigmoid(x) = sigmoid(-x)"
+            ),
+            float(
+                torch.where(
+                    label == 0, -F.logsigmoid(difference), F.logsigmoid(difference) - 1
+                ).mean()
+            ): "log(1 - p) is not 1 - log p",
+            float(
+                -torch.where(label == 0, difference.sigmoid(), (-difference).sigmoid()).mean()
+            ): "these are probabilities, and the loss is made of their logarithms",
         },
     )
     far = torch.tensor([200.0])
@@ -161,6 +205,9 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
     def leaks(row: int, place: int, size: float) -> Loss:
         return lambda z, y: honest(z, y) + size * z[row, place].square().sum()
 
+    def cancels(z: Tensor, y: Tensor) -> Tensor:
+        return honest(z, y) + z[0, 4, 1] - z[0, 4, 2]
+
     cases: list[tuple[Loss, bool, str]] = [
         (honest, False, "an honest loss"),
         (lambda z, y: honest(z, y) * 1e-3, False, "an honest loss with small gradients"),
@@ -168,12 +215,20 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
         (leaks(0, 0, 1.0), True, "a loss that also teaches the first position of the first row"),
         (leaks(2, 4, 1.0), True, "a loss that also teaches one position of the last row"),
         (leaks(1, 3, 1e-12), True, "a loss that teaches elsewhere a little: compare with zero"),
+        (cancels, True, "a gradient of 1 and one of -1: a sum hides them, test each number"),
+        (
+            honest,
+            False,
+            "an honest loss after the others: gradients add up in .grad, so take a "
+            "fresh copy of the logits each time",
+        ),
     ]
     for loss_of, expected, what in cases:
         got = answer(loss_of, logits, labels)
         if not isinstance(got, bool):
             raise CheckFailed(
-                f"teaches_elsewhere must return True or False, got {type(got).__name__}: {got!r}"
+                f"teaches_elsewhere must return True or False, got {type(got).__name__}: {got!r}. "
+                "bool(...) turns a tensor with one value into one"
             )
         if got != expected:
             advice = (
