@@ -287,9 +287,9 @@ by_loops = plain_merges(
 )
 
 # %% [markdown]
-# Each line of counts shows the four most frequent pairs. The letters *ake* occur in all five words, so
-# they become one piece after two merges. Then come *bake*, which three words share, and *baker*, the
-# most frequent word. Rare words stay in pieces: "lake" is *l* and *ake*. Nobody told the program that
+# Each line of counts shows the four most frequent pairs. The letters *a*, *k* and *e* follow each other in
+# all five words, so they become one piece after two merges. Then come *bake*, which three words share,
+# and *baker*, the most frequent word. Rare words stay in pieces, as "lake" does. Nobody told the program that
 # *bake* is the stem of three words. It has found this piece by counting.
 #
 # The package does the same, but counts only the words that a merge has changed. `most_frequent` is the
@@ -320,8 +320,8 @@ print("without c_w:      ", [a + b for a, b in without_counts])
 #
 # A new text is encoded with the merges, not with the vocabulary. Cut each word into its first pieces.
 # Then look for the *oldest* merge that is possible, apply it everywhere in the word, and repeat until
-# nothing is possible. "caked" becomes *c ak e d*, then *c ake d*, then *cake d*. There it stays: none
-# of the five merges joins *cake* and *d*.
+# nothing is possible. "caked" becomes *c ak e d* by the first merge. The second one joins *ak* and
+# *e*, and the fifth one makes it *cake d*. There it stays: no merge joins *cake* and *d*.
 
 # %%
 toy = BPE(
