@@ -215,13 +215,18 @@ plt.show()
 # Each head has three matrices of its own. They make its queries, keys and values out of the same
 # inputs:
 #
-# $$\text{head}_i = \operatorname{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)$$ (eq-head)
+# $$\begin{aligned}
+# \text{head}_i &= \operatorname{Attention}( \\
+# &\qquad Q W_i^Q,\; K W_i^K,\; V W_i^V)
+# \end{aligned}$$ (eq-head)
 #
 # with the shapes
 #
-# $$W_i^Q, W_i^K \in \mathbb R^{D \times d_k}, \qquad
-# W_i^V \in \mathbb R^{D \times d_v}, \qquad
-# W^O \in \mathbb R^{h\,d_v \times D}$$ (eq-head-shapes)
+# $$\begin{aligned}
+# W_i^Q, W_i^K &\in \mathbb R^{D \times d_k} \\
+# W_i^V &\in \mathbb R^{D \times d_v} \\
+# W^O &\in \mathbb R^{h\,d_v \times D}
+# \end{aligned}$$ (eq-head-shapes)
 #
 # In this formula {math}`Q`, {math}`K` and {math}`V` are the inputs of the layer, before the
 # projection, and {math}`h` is the number of heads. The formula counts the heads from 1, as the paper
@@ -301,8 +306,10 @@ plt.show()
 # The results of the heads are put side by side, which makes {math}`h d_v` numbers for each
 # position, and {math}`W^O` turns them into {math}`D` numbers again:
 #
-# $$\operatorname{MultiHead}(Q, K, V)
-# = \operatorname{Concat}(\text{head}_1, \dots, \text{head}_h)\, W^O$$ (eq-multi-head)
+# $$\begin{aligned}
+# &\operatorname{MultiHead}(Q, K, V) \\
+# &= \operatorname{Concat}(\text{head}_1, \dots, \text{head}_h)\, W^O
+# \end{aligned}$$ (eq-multi-head)
 #
 # As a loop over the heads, with matrices that are cut out of a layer of the package:
 
@@ -389,11 +396,13 @@ print(f"rows cut wrongly:       differs by {wrong:.2f}")
 #
 # There is a third form, and it is the one to think with. A row of numbers times a matrix is a sum:
 # each number times its row of the matrix. The first {math}`d_v` numbers come from head 1, and they
-# meet the first {math}`d_v` rows of {math}`W^O`. Call these rows {math}`W_1^O`. Then
+# meet the first {math}`d_v` rows of {math}`W^O`. Call these rows
+# {math}`W_1^O \in \mathbb R^{d_v \times D}`. Then
 #
-# $$\operatorname{Concat}(\text{head}_1, \dots, \text{head}_h)\, W^O
-# = \sum_{i=1}^{h} \text{head}_i\, W_i^O,
-# \qquad W_i^O \in \mathbb R^{d_v \times D}$$ (eq-head-sum)
+# $$\begin{aligned}
+# &\operatorname{Concat}(\text{head}_1, \dots, \text{head}_h)\, W^O \\
+# &= \sum_{i=1}^{h} \text{head}_i\, W_i^O
+# \end{aligned}$$ (eq-head-sum)
 #
 # Nothing is approximated. Concatenation and projection *is* a sum of contributions, one from each
 # head, all of the width of the model.
@@ -522,7 +531,8 @@ for kind, n_heads in (
 #
 # $$\begin{aligned}
 # \text{parameters} &= 4\,D\,(h d_k) \\
-# \text{multiply-adds} &= 4\,T D\,(h d_k) + 2\,T^2 (h d_k)
+# \text{multiply-adds} &= 4\,T D\,(h d_k) \\
+# &\quad + 2\,T^2 (h d_k)
 # \end{aligned}$$ (eq-head-cost)
 #
 # The number of heads occurs only in the product {math}`h d_k`. When {math}`h d_k = D`, neither line
@@ -543,7 +553,7 @@ def counted_heads(layer: MultiHeadAttention, length: int) -> tuple[int, int]:
 
 
 D, T = 64, 128
-print("heads  d_k  parameters  multiply-adds  weights, kB")
+print(" h d_k parameters multiply-adds   kB")
 costs = {}
 for n_heads in (1, 2, 4, 8, 16):
     layer = MultiHeadAttention(D, n_heads, bias=False)
@@ -554,8 +564,8 @@ for n_heads in (1, 2, 4, 8, 16):
     assert count == 4 * T * D * width + 2 * T**2 * width
     costs[n_heads] = n_parameters, count
     print(
-        f"{n_heads:5d} {layer.d_head:4d} {n_parameters:11,} {count:14,} "
-        f"{stored / 1000:12.0f}"
+        f"{n_heads:2d}{layer.d_head:4d}{n_parameters:11,}{count:14,}"
+        f"{stored / 1000:5.0f}"
     )
 assert len(set(costs.values())) == 1
 fixed = MultiHeadAttention(D, 4, d_head=64, bias=False)  # d_k kept at 64
@@ -565,8 +575,8 @@ print("4 heads of width 64 each: 4 times the work")
 # %% [markdown]
 # Parameters and multiplications are the same in all rows. The last line is the control: if each
 # head keeps its full width, the work grows with the number of heads. One thing does grow with
-# {math}`h` at fixed {math}`h d_k`, in the last column: each head has its own {math}`T \times T`
-# weights. This is memory, unless a fused kernel never stores them.
+# {math}`h` at fixed {math}`h d_k`. Each head has its own {math}`T \times T` weights, and the last
+# column has their size in kilobytes. This is memory, unless a fused kernel never stores them.
 #
 # So heads seem to be free. They are not, because each becomes narrower.
 
@@ -759,7 +769,7 @@ plt.show()
 # - **same token**: earlier positions that hold the same token;
 # - **what followed**: positions just *after* an earlier occurrence of the same token. A head that
 #   looks there reads what comes next, if the text repeats itself;
-# - **whom a pronoun means**: from "he", "she", "his", "her" or "him" to the pieces of the name, where
+# - **pronoun to name**: from "he", "she", "his", "her" or "him" to the pieces of the name, where
 #   exactly one person has been named so far. For this one we take the stories as they are.
 #
 # {cite:t}`elhage2021` and {cite:t}`olsson2022` describe heads that look at the token before, at the
@@ -845,11 +855,11 @@ def find_heads(ids: torch.Tensor, relations: dict) -> dict[str, tuple]:
 
 
 found = find_heads(twice, token_relations(twice))
-found |= find_heads(plain, {"whom a pronoun means": pronouns})
+found |= find_heads(plain, {"pronoun to name": pronouns})
 with measured():
-    print("relation              best head  mass  even  best untrained")
+    print("relation        head   mass even untrained")
     for name, (place, mass, chance, fresh) in found.items():
-        print(f"{name:22} {place!s:8} {mass:5.2f} {chance:5.2f} {fresh:10.2f}")
+        print(f"{name:15} {place} {mass:.2f} {chance:.2f} {fresh:.2f}")
 assert found["what followed"][1] > 4 * found["what followed"][2]
 assert found["same token"][1] > 2 * found["same token"][2]
 assert found["what followed"][0][0] == 0  # in the first block
@@ -863,8 +873,8 @@ for name in ("what followed", "same token"):
 # and one gives *same token* more than 2 times. Before training no head did.
 # ```
 #
-# The column *even* is what a head reaches that looks at everything alike, and *best untrained* is
-# the best of the eight heads before training. Without these two columns a number such as 0.1 would
+# A head is named by its block and its number in it. The column *even* is what a head reaches that looks
+# at everything alike, and *untrained* is the best of the eight heads before training. Without these two columns a number such as 0.1 would
 # mean nothing. Two relations stand out: *same token* and *what followed*. The first and the previous
 # token get somewhat more weight than from a head that looks everywhere alike, but this is partly so
 # before training. And no head finds whom a pronoun means: the best head gives about as much weight as
