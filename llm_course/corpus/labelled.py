@@ -245,6 +245,7 @@ def check_splits(task: str, splits: Splits) -> tuple[str, ...]:
     `DataError` names the file and line of a label that training does not have, and of an example
     of the wrong kind or without a label.
     """
+    check_task(task)
     parts = {"training": splits.train, "development": splits.dev, "test": _inside(splits.test)}
     if not splits.train or not splits.dev:
         empty = "training" if not splits.train else "development"
@@ -303,7 +304,7 @@ def check_not_blank(place: str, **texts: str | None) -> None:
             raise DataError(f"{place}: the {name} is empty")
 
 
-def check_tags(place: str, words: Sequence[str], tags: Sequence[str] | None) -> None:
+def check_tags(place: str, words: Sequence[Any], tags: Sequence[Any] | None) -> None:
     """Refuse words that are none, other numbers of words and tags, and what is no BIO tag."""
     if not words:
         raise DataError(f"{place}: no words")

@@ -184,9 +184,10 @@ def load_optimizer_tensors(
 
 
 def describe(config: Any) -> dict[str, Any] | None:
-    """A model's config as a plain dict, if it has one that can be compared."""
+    """A model's config as a plain dict, as JSON gives it back, if it can be compared."""
     if is_dataclass(config) and not isinstance(config, type):
-        return asdict(config)
+        fields = asdict(config)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     return dict(config) if isinstance(config, Mapping) else None
 
 
