@@ -148,7 +148,7 @@ def test_every_form_of_an_answer_is_one_example(tmp_path: Path) -> None:
 BAD_FILES = [
     ("ragged", "classify", "a.csv", "text,label\na,1\nb\n", r"a\.csv: line 3: 1 fields, the .* 2"),
     ("open quote", "classify", "a.csv", 'text,label\n"a,1\n', r"a\.csv: line 2"),
-    ("empty file", "classify", "a.csv", "", r"a\.csv: has no examples"),
+    ("empty file", "classify", "a.csv", "", r"a\.csv: is empty"),
     ("header only", "classify", "a.csv", "text,label\n", r"a\.csv: has no examples"),
     ("no column", "classify", "a.csv", "review,label\na,1\n", "'text' or 'sentence' for the text"),
     ("the columns", "classify", "a.csv", "review,label\na,1\n", "there are 'review', 'label'"),
@@ -340,8 +340,15 @@ def test_a_part_that_is_split_off_has_no_text_of_the_rest() -> None:
     assert first
     assert second
     assert not {e.context for e in first} & {e.context for e in second}
-    with pytest.raises(DataError, match="at least 2 different"):
-        split_off(texts("a")[:1])
+    with pytest.raises(DataError, match=r"1 examples, 1 different ones.*--dev-files"):
+        split_off(texts("a"))
+    with pytest.raises(DataError, match="2 examples, 2 different ones"):
+        split_off(texts("a", "b"))  # each label is needed in training
+    few = [TextExample(f"text {i}", "rare" if i == 3 else "often") for i in range(12)]
+    for seed in range(20):
+        training, dev = split_off(few, 0.4, seed)
+        assert "rare" in {e.label for e in training}
+        assert len(training) + len(dev) == 12
 
 
 @pytest.mark.covers("B6")

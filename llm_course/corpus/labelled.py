@@ -192,14 +192,37 @@ def content(example: Any) -> str:
 def split_off(examples: Sequence[E], share: float = 0.1, seed: int = 0) -> tuple[list[E], list[E]]:
     """Training and development examples, by a hash of the text: equal texts are on one side.
 
-    Questions go with their context, so no text that is learnt from is asked about.
+    Questions go with their context, so no text that is learnt from is asked about. A label that
+    would be in the second part alone stays in the first. `DataError` where nothing is left to
+    split off.
     """
     keys = [_key(example) for example in examples]
-    training, _ = split_documents(keys, share, seed)
-    kept = set(training)
+    if len(set(keys)) < 2:
+        raise DataError(_too_few(len(examples), len(set(keys))))
+    kept = set(split_documents(keys, share, seed)[0])
+    known = {label for e, key in zip(examples, keys) if key in kept for label in _labels_in(e)}
+    kept |= {key for e, key in zip(examples, keys) if not _labels_in(e) <= known}
     first = [e for e, key in zip(examples, keys) if key in kept]
     second = [e for e, key in zip(examples, keys) if key not in kept]
+    if not second:
+        raise DataError(_too_few(len(examples), len(set(keys))))
     return first, second
+
+
+def _too_few(n: int, different: int) -> str:
+    return (
+        f"no development set can be split off: there are {n} examples, {different} different ones, "
+        "and training needs one of each label; give development files (--dev-files)"
+    )
+
+
+def _labels_in(example: Any) -> set[str]:
+    """The class of a text, the types of entities of tagged words."""
+    if isinstance(example, TextExample):
+        return {str(example.label)}
+    if isinstance(example, TaggedExample):
+        return {tag[2:] for tag in example.tags or () if tag != "O"}
+    return set()
 
 
 def _key(example: Any) -> str:
@@ -363,19 +386,3 @@ def _warn_of_duplicates(training: Sequence[Any], others: Sequence[Any], name: st
             f"{f', the first at {place}' if place else ''}: the {name} score is too high",
             stacklevel=4,
         )
-
-
-__all__ = [
-    "TASKS",
-    "Answer",
-    "HeldOut",
-    "QuestionExample",
-    "Splits",
-    "TaggedExample",
-    "TextExample",
-    "check_splits",
-    "labels_of",
-    "split_off",
-    "town_examples",
-    "town_splits",
-]

@@ -157,7 +157,8 @@ def prepare_finetune(
     dropout = preset.dropout if dropout is None else dropout
     model = _model(task, directory, labels, dropout, from_scratch=from_scratch, seed=seed)
     train_last_blocks(model, len(model.blocks()) if train_blocks is None else train_blocks)
-    context = context or min(preset.context, model.config.n_positions)
+    if context is None:
+        context = min(preset.context, model.config.n_positions)
     settings = TaskSettings(
         task=task,
         context=context,
@@ -169,7 +170,8 @@ def prepare_finetune(
         "train": predictor.encode(splits.train, labelled=True),
         "dev": predictor.encode(splits.dev, labelled=True),
     }
-    batches = _batches(predictor, encoded["train"], batch_size or preset.batch_size, seed)
+    rows = preset.batch_size if batch_size is None else batch_size
+    batches = _batches(predictor, encoded["train"], rows, seed)
     per_epoch = batches.batches_per_epoch
     config = train_config or _train_config(preset, train_blocks)
     if epochs is not None or train_config is None:

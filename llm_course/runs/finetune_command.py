@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from llm_course.configs import TrainConfig
-from llm_course.corpus.labelled import Splits, split_off, town_splits
+from llm_course.corpus.labelled import Splits, labels_of, split_off, town_splits
 from llm_course.corpus.labelled_files import Columns, read_examples
 from llm_course.errors import ConfigError
 from llm_course.runs.finetune import FineTuneRun, prepare_finetune, preset_for
 from llm_course.runs.pretrain import last_line, show_steps
+from llm_course.runs.sample import printable
 from llm_course.training.checkpoint import list_checkpoints
 from llm_course.training.precision import choose_device, choose_precision
 from llm_course.training.run_directory import check_out, write_summary
+
+CHECKPOINT = "runs/bert/model"  # the default of the command line
 
 # Options of the command line that are fields of TrainConfig.
 TRAINING = (
@@ -42,6 +45,10 @@ def read_splits(
 
     Without development files a part of the training examples is split off.
     """
+    if not 0 < dev_share < 1:
+        raise ConfigError(f"dev_share must be between 0 and 1, got {dev_share}")
+    if examples < 1:
+        raise ConfigError(f"examples must be at least 1, got {examples}")
     if not data_files:
         if dev_files or test_files or columns != Columns():
             raise ConfigError(
@@ -55,6 +62,7 @@ def read_splits(
     if dev_files:
         dev = read(dev_files)
     else:
+        labels_of(task, training)  # what is wrong with the file is not the fault of the split
         training, dev = split_off(training, dev_share, seed)
         said = f" (development: {dev_share:.0%} split off from the training files)"
     splits = Splits(training, dev, read(test_files) if test_files else [])
@@ -124,6 +132,11 @@ def finetune_command(
         raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
     choose_precision(choose_device(options["device"] or "auto"), options["precision"] or "auto")
     check_out(directory, resume)
+    if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
+        raise ConfigError(
+            f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
+            "`llm-course pretrain bert`"
+        )
     config = training_of(
         checkpoint,
         options,
@@ -166,7 +179,7 @@ def _describe(run: FineTuneRun, say: Any) -> None:
     predictor, model = run.predictor, run.model
     if predictor.labels:
         shown = ", ".join(predictor.labels[:12]) + (", ..." if len(predictor.labels) > 12 else "")
-        say(f"labels: {shown}")
+        say(f"labels: {printable(shown)}")
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(n for n, learns in sizes if learns)
     say(
