@@ -31,7 +31,7 @@ from llm_course.corpus.labelled import (
 )
 from llm_course.corpus.labelled_files import Columns, read_examples
 from llm_course.corpus.town import generate_documents
-from llm_course.errors import ConfigError, DataError, HeldOutError
+from llm_course.errors import CheckpointError, ConfigError, DataError, HeldOutError
 from llm_course.presets import FINETUNE_PRESETS, finetune_preset
 from llm_course.runs.finetune import FineTuneRun, prepare_finetune
 from llm_course.runs.predictor import FORMS, Predictor, TaskSettings
@@ -158,6 +158,9 @@ def test_a_resumed_run_ends_as_an_unbroken_one(checkpoint: Path, tmp_path: Path)
             torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values())
         )
         assert whole.dev_scores() == resumed.dev_scores()
+    other = {"train_config": config, "train_blocks": 0, "out": tmp_path / "broken1"}
+    with pytest.raises(CheckpointError, match="21 tensors were frozen and 37 are"):
+        finish(short("tag", checkpoint, **other), resume=True)
 
 
 def test_the_best_epoch_is_kept_when_asked(checkpoint: Path) -> None:
@@ -287,7 +290,7 @@ def test_texts_that_do_not_fit_are_cut_and_counted(checkpoint: Path) -> None:
     n_ids = len(run.predictor.tokenizer.encode(long.text))
     assert run.encoded["train"].left_out == [n_ids - 10, 0]
     assert run.encoded["train"].report() == f"2 examples, 1 cut ({n_ids - 10} tokens left out)"
-    assert run.encoded["dev"].report() == "1 examples, 0 cut"
+    assert run.encoded["dev"].report() == "1 example, 0 cut"
 
 
 def test_words_that_do_not_fit_have_no_entity_and_are_counted(checkpoint: Path) -> None:

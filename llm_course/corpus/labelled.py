@@ -211,8 +211,8 @@ def split_off(examples: Sequence[E], share: float = 0.1, seed: int = 0) -> tuple
 
 def _too_few(n: int, different: int) -> str:
     return (
-        f"no development set can be split off: there are {n} examples, {different} different ones, "
-        "and training needs one of each label; give development files (--dev-files)"
+        f"no development set can be split off: {n} examples, {different} of them different, are "
+        "too few, since training needs one of each label; give development files (--dev-files)"
     )
 
 

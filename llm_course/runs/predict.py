@@ -101,7 +101,7 @@ def predict_command(
         raise ConfigError(f"give data files or one text, not both: {data_files[0]!r}")
     target = None if out is None else Path(out)
     if target is not None:
-        _check_target(target, overwrite)
+        _check_target(target, overwrite, data_files)
     chosen = choose_device(device)
     predictor = Predictor.load(model)
     task = predictor.settings.task
@@ -125,8 +125,10 @@ def predict_command(
         print(f"wrote {len(examples):,} predictions to {target}", file=sys.stderr)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, overwrite: bool, data_files: Sequence[str]) -> None:
     """Refuse, before any work, a file that is there or cannot be."""
+    if target.resolve() in {Path(name).resolve() for name in data_files}:
+        raise ConfigError(f"out must not be one of the data files, got {str(target)!r}")
     if target.is_dir():
         raise ConfigError(f"out must be a file, {target} is a directory")
     if target.exists() and not overwrite:

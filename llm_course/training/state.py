@@ -213,6 +213,9 @@ def refuse_another_run(
     for part in ("tokenizer", "data", "batches_per_update"):
         if saved.get(part) != now.get(part):
             faults.append(f"{part} was {_short(saved.get(part))} and is {_short(now.get(part))}")
+    before, after = saved.get("frozen_tensors", 0), now.get("frozen_tensors", 0)
+    if before != after:
+        faults.append(f"{before} tensors were frozen and {after} are")
     if faults:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(faults)}. Resume with the same settings, "
