@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -86,90 +87,58 @@ def _check_different(*groups: tuple[str, ...]) -> None:
         seen.add(path)
 
 
-def training_of(
-    checkpoint: str,
-    options: dict[str, Any],
-    *,
-    max_steps: int | None,
-    warmup_steps: int | None,
-    frozen: bool,
-) -> TrainConfig:
+def training_of(checkpoint: str, options: dict[str, Any], *, frozen: bool) -> TrainConfig:
     """The preset's settings with the options that were given; epochs may set the updates anew."""
     preset = preset_for(checkpoint)
     given = {k: v for k, v in options.items() if k in TRAINING and v is not None}
     if frozen:
         given.setdefault("lr", preset.frozen_lr)
-    if max_steps is not None:
-        warmup = int(preset.warmup * max_steps) if warmup_steps is None else warmup_steps
-        given |= {"max_steps": max_steps, "warmup_steps": warmup}
+    steps, warmup = options["max_steps"], options["warmup_steps"]
+    if steps is not None:
+        warmup = int(preset.warmup * steps) if warmup is None else warmup
+        given |= {"max_steps": steps, "warmup_steps": warmup}
     return dataclasses.replace(preset.train, **given)
 
 
-def finetune_command(
-    *,
-    task: str,
-    checkpoint: str,
-    out: str,
-    resume: bool,
-    data_files: tuple[str, ...],
-    dev_files: tuple[str, ...],
-    test_files: tuple[str, ...],
-    text_column: str | None,
-    pair_column: str | None,
-    label_column: str | None,
-    examples: int,
-    dev_share: float,
-    epochs: int | None,
-    max_steps: int | None,
-    warmup_steps: int | None,
-    train_blocks: int | None,
-    **options: Any,
-) -> None:
+def finetune_command(*, task: str, checkpoint: str, out: str, resume: bool, **options: Any) -> None:
     """What the command line does: read, train with a progress bar, score, write the summary."""
     say = partial(print, file=sys.stderr)
     directory = Path(out)
+    _check_options(checkpoint, options)
+    check_out(directory, resume)
+    config = training_of(checkpoint, options, frozen=options["train_blocks"] == 0)
+    if options["max_steps"] is None and options["epochs"] is None:
+        options["epochs"] = preset_for(checkpoint).epochs
+    splits, said = read_splits(
+        task,
+        **{name: tuple(options.pop(name)) for name in ("data_files", "dev_files", "test_files")},
+        columns=Columns(**{n: options.pop(f"{n}_column") for n in ("text", "pair", "label")}),
+        examples=options.pop("examples"),
+        dev_share=options.pop("dev_share"),
+        seed=options["seed"],
+    )
+    say(f"data: {said}")
+    rest = {k: v for k, v in options.items() if k not in (*TRAINING, "max_steps")}
+    run = prepare_finetune(
+        task, splits, checkpoint=checkpoint, train_config=config, out=directory, **rest
+    )
+    _describe(run, say)
+    _train_and_score(run, directory, resume, say)
+
+
+def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
+    """What can be refused before any work."""
+    epochs, max_steps = options["epochs"], options["max_steps"]
     if epochs is not None and max_steps is not None:
         raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("finetune runs in one process: start it without torchrun")
     choose_precision(choose_device(options["device"] or "auto"), options["precision"] or "auto")
-    check_out(directory, resume)
     if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
         raise ConfigError(
             f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
             "`llm-course pretrain bert`"
         )
-    config = training_of(
-        checkpoint,
-        options,
-        max_steps=max_steps,
-        warmup_steps=warmup_steps,
-        frozen=train_blocks == 0,
-    )
-    if max_steps is None and epochs is None:
-        epochs = preset_for(checkpoint).epochs
-    splits, said = read_splits(
-        task,
-        data_files=tuple(data_files),
-        dev_files=tuple(dev_files),
-        test_files=tuple(test_files),
-        columns=Columns(text=text_column, pair=pair_column, label=label_column),
-        examples=examples,
-        dev_share=dev_share,
-        seed=options["seed"],
-    )
-    say(f"data: {said}")
-    run = prepare_finetune(
-        task,
-        splits,
-        checkpoint=checkpoint,
-        train_config=config,
-        epochs=epochs,
-        warmup_steps=warmup_steps,
-        train_blocks=train_blocks,
-        out=directory,
-        **{k: v for k, v in options.items() if k not in TRAINING},
-    )
-    _describe(run, say)
-    _train_and_score(run, directory, resume, say)
 
 
 def _describe(run: FineTuneRun, say: Any) -> None:
