@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from llm_course.bench import bert_runs
 from llm_course.bench.record import recorded_runs
 from llm_course.cli import main
+from llm_course.models.bert import BERT
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "val", "test_2016_flickr"):
         rows = json.dumps(pair, ensure_ascii=False) + "\n"
         (folder / f"multi30k_en_de/{name}.jsonl").write_text(rows * 12, encoding="utf-8")
+    paragraphs = [f"The man has {n} dogs. It is late, and he is tired.\n\n" for n in range(40)]
+    for name in (*bert_runs.BOOKS, bert_runs.SCORED):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("".join(paragraphs))
     return folder
 
 
@@ -33,6 +41,17 @@ def test_a_run_works_the_first_time(name: str, data_dir: Path, tmp_path: Path) -
     assert result["tiny"] is True
     for key in ("command", "commit", "device", "device_name", "versions", "seed", "seconds"):
         assert key in result
+    kept = result.get("checkpoint", {})
+    assert bool(kept) == (name in ("bert_town_cpu", "bert_books_cpu"))
+    for file, digest in kept.items():
+        content = (tmp_path / "results" / f"{name}-tiny" / file).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+    if kept:
+        directory = tmp_path / "results" / f"{name}-tiny"
+        assert {path.name for path in directory.iterdir()} == kept.keys()
+        weights = BERT.from_pretrained(directory).token_embedding.weight
+        assert weights.dtype == torch.float16
+        assert {"mlm", "nsp"} == result["curve"][-1]["validation_losses"].keys()
     if name == "gpt_town":  # given again, it goes on from its checkpoints and has the same curve
         assert main(words) == 0
         again = json.loads((tmp_path / "results" / f"{name}-tiny.json").read_text())
