@@ -1,0 +1,1166 @@
+# %% [markdown]
+# # 10 Lab: pretrain BERT
+#
+# BADGE
+#
+# **You will** complete the class, the data set and the training loop that the article breaks off in, prove that
+# they compute what the package computes, pack short texts into long rows without mixing them, pretrain a BERT
+# on Town, and compare it with counting and with the best that any model could do.
+#
+# **Needs** [chapter 09](09_bert_objectives.ipynb). **Runs** in 90 seconds on one core.
+# **Source** {cite:p}`devlin2019`; `llm_course/models/bert.py`, `llm_course/runs/pretrain_bert.py`,
+# `llm_course/corpus/town/conditionals.py`.
+
+# %% [markdown]
+# COLAB
+
+# %% tags=["by-hand"]
+import dataclasses
+import math
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm_course import BERT, BERTConfig, Tokenizer, TrainConfig, train
+from llm_course.bench.results import load_result
+from llm_course.checks import ch10
+from llm_course.corpus.ngram_gap import GapModel
+from llm_course.corpus.town import (
+    ParseError,
+    generate_documents,
+    log_probability,
+    parse,
+)
+from llm_course.corpus.town.conditionals import (
+    conditional,
+    given,
+    word_spans,
+)
+from llm_course.corpus.town.references import references
+from llm_course.corpus.town.tasks import next_sentence
+from llm_course.objectives.masked import bert_loss_fn, mlm_loss
+from llm_course.objectives.sentence_pairs import (
+    Pair,
+    SentencePairBatches,
+    SentencePairEvaluation,
+    pair_batch,
+)
+from llm_course.presets import BERT_PRESETS
+from llm_course.runs.fill_mask import fill_mask
+from llm_course.runs.pretrain_bert import accuracies, encoded, masking_of
+from llm_course.training.metrics import loss_sums
+from llm_course.visualize.attention import attention_maps, attention_view
+from llm_course.visualize.curves import plot_bars, plot_losses
+from llm_course.visualize.heads import best_head, relation_mass
+from llm_course.visualize.measured import measured
+
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## A corpus in a file
+#
+# The authors of BERT kept their corpus in plain text files: one sentence a line, and an empty line between
+# two documents. The line breaks are needed. Without the sentences there would be no next sentence, and
+# without the documents nobody could tell a true neighbour from the beginning of another text. We write Town's
+# stories into two such files, one to train with and one that is held out.
+
+# %% tags=["covers-B1"]
+stories = list(generate_documents(8000, seed=0, split="train"))
+held_out = list(generate_documents(300, seed=0, split="validation"))
+folder = tempfile.TemporaryDirectory()
+train_file = Path(folder.name) / "train.txt"
+test_file = Path(folder.name) / "test.txt"
+for path, documents in ((train_file, stories), (test_file, held_out)):
+    blocks = ["\n".join(document.sentences) for document in documents]
+    path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+assert not {d.text for d in stories} & {d.text for d in held_out}
+print(train_file.read_text(encoding="utf-8")[:560])
+
+# %% [markdown]
+# The tokenizer is a WordPiece of 4,096 pieces ([chapter 03](03_tokenizers.ipynb)), trained on a part of the
+# stories.
+
+# %% tags=["covers-B1"]
+VOCAB = 4096
+tokenizer = Tokenizer.train(
+    [story.text for story in stories[:5000]],
+    kind="wordpiece",
+    vocab_size=VOCAB,
+)
+masking = masking_of(tokenizer)
+PAD, CLS, SEP, MASK = masking.special_ids
+for text in (stories[0].sentences[0], "The zookeeper mended a telescope."):
+    print(" ".join(tokenizer.token(i) for i in tokenizer.encode(text)))
+
+# %% [markdown]
+# ### Why not split on spaces?
+#
+# The article asks for WordPiece in its first step, and then its data set looks words up in a list, which is what
+# one gets from splitting a text on spaces. Is this only a shorter way to write it? We count. The list holds the most
+# frequent words of the same training text, and has as many entries as the tokenizer.
+
+# %%
+words = Counter(w for story in stories for w in story.text.split())
+listed = {word for word, _ in words.most_common(len(tokenizer))}
+new_text = [w for story in held_out for w in story.text.split()]
+unknown = [w for w in new_text if w not in listed]
+print(f"different words in the training text: {len(words):,}")
+print(f"held-out words that the list lacks: {len(unknown) / len(new_text):.1%}")
+same = Counter(word.strip('.,?!"') for word in listed)
+twice = sum(number - 1 for number in same.values())
+print(f"entries that are another one with a sign: {twice / len(listed):.0%}")
+print("one word:", *sorted(w for w in listed if w.strip('.,"') == "happy"))
+
+unk_id = tokenizer.token_id("[UNK]")
+pieces = [i for s in held_out for i in tokenizer.encode(s.text)]
+print(f"unknown pieces: {pieces.count(unk_id)} of {len(pieces):,}")
+assert pieces.count(unk_id) == 0
+assert len(unknown) / len(new_text) > 0.01
+assert twice > 0.2 * len(listed)
+
+# %% [markdown]
+# A list of words needs one entry for "happy", another for "happy," and another for "happy.", and the model must learn each of
+# them by itself. The list is full before the rarer words and names come in. In their place the model reads *unknown*, and there
+# it can learn nothing. With WordPiece
+# nothing of this text is unknown: a name that is not in the vocabulary is put together from pieces.
+
+# %% [markdown]
+# ## The class
+#
+# The article's class has five parts: embeddings, an encoder, a pooler, and one head for each task. We write them anew,
+# down to the single matrix. Everything in it is known from earlier chapters. The three
+# embeddings are added and normed. A block is attention and a feed-forward layer with post-norm. The mask has the shape
+# of the rows: `True` where a token stands, `False` on padding.
+
+
+# %% tags=["by-hand", "covers-D1"]
+class Embeddings(nn.Module):
+    def __init__(self, vocab_size: int, d_model: int, n_positions: int):
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, d_model)
+        self.segment = nn.Embedding(2, d_model)
+        self.position = nn.Embedding(n_positions, d_model)
+        self.norm = nn.LayerNorm(d_model, eps=1e-12)
+
+    def forward(self, input_ids, token_type_ids):
+        places = torch.arange(input_ids.shape[1])
+        x = self.token(input_ids) + self.segment(token_type_ids)
+        return self.norm(x + self.position(places))
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, n_heads: int, d_ff: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q = nn.Linear(d_model, d_model)
+        self.k = nn.Linear(d_model, d_model)
+        self.v = nn.Linear(d_model, d_model)
+        self.o = nn.Linear(d_model, d_model)
+        self.attn_norm = nn.LayerNorm(d_model, eps=1e-12)
+        self.w_1 = nn.Linear(d_model, d_ff)
+        self.w_2 = nn.Linear(d_ff, d_model)
+        self.ff_norm = nn.LayerNorm(d_model, eps=1e-12)
+
+    def split(self, x):
+        """[B, T, D] to [B, H, T, K]: each head has its own part."""
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def forward(self, x, attention_mask):
+        q, k, v = map(self.split, (self.q(x), self.k(x), self.v(x)))
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        hidden = ~attention_mask[:, None, None, :]
+        weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+        together = (weights @ v).transpose(1, 2).flatten(-2)
+        x = self.attn_norm(x + self.o(together))
+        return self.ff_norm(x + self.w_2(F.gelu(self.w_1(x))))
+
+
+# %% [markdown]
+# The pooler and the MLM head are where the article is shorter than BERT. Its pooler is a linear layer. The published one is a linear layer *and a tanh*.
+# Its MLM head is a linear layer to the vocabulary. The published one first transforms the vector (a linear layer, GELU, a norm), and then
+# scores it against the **token embeddings**: the last matrix of the head and the table at the input are one and the same tensor. They are *tied*.
+# We write the published form, and measure the difference below.
+#
+# The last lines of `__init__` are the second step of the recipe, B2: all matrices start as small random numbers, with the standard deviation 0.02,
+# and biases at zero.
+
+
+# %% tags=["by-hand", "covers-D1", "covers-B2"]
+class MyBERT(nn.Module):
+    def __init__(self, vocab_size, d_model, n_layers, n_heads, d_ff, length):
+        super().__init__()
+        self.embeddings = Embeddings(vocab_size, d_model, length)
+        self.encoder = nn.ModuleList(
+            Block(d_model, n_heads, d_ff) for _ in range(n_layers)
+        )
+        self.pooler = nn.Sequential(nn.Linear(d_model, d_model), nn.Tanh())
+        self.mlm_head = nn.Sequential(
+            nn.Linear(d_model, d_model),
+            nn.GELU(),
+            nn.LayerNorm(d_model, eps=1e-12),
+            nn.Linear(d_model, vocab_size),
+        )
+        self.nsp_head = nn.Linear(d_model, 2)
+        self.mlm_head[-1].weight = self.embeddings.token.weight  # tied
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, input_ids, token_type_ids, attention_mask):
+        x = self.embeddings(input_ids, token_type_ids)
+        for block in self.encoder:
+            x = block(x, attention_mask)
+        return self.mlm_head(x), self.nsp_head(self.pooler(x[:, 0]))
+
+
+# %%
+SIZES = {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 256}
+torch.manual_seed(0)
+mine = MyBERT(len(tokenizer), length=48, **SIZES)
+parts = {
+    name: sum(p.numel() for p in part.parameters())
+    for name, part in mine.named_children()
+}
+for name, number in parts.items():
+    print(f"{name:>10} {number:8,}")
+total = sum(p.numel() for p in mine.parameters())
+print(f"{'together':>10} {total:8,}")
+assert sum(parts.values()) == total + mine.embeddings.token.weight.numel()
+
+# %% [markdown]
+# The parts sum to more than the whole, because the token embeddings are counted in two of them. In a small model nearly all
+# parameters are embeddings.
+
+# %% [markdown]
+# ## The data set
+#
+# The article's data set takes a pair of texts, hides words at random, and stops there, in the middle of a line. What remains to be done is known
+# from [chapter 09](09_bert_objectives.ipynb): a pair of sentences that are neighbours or not, 15 % of the tokens chosen, the rule
+# 80/10/10, special tokens, segments, and padding up to a fixed length.
+#
+# Nothing of this is stored. A pair and its masks are drawn **when the row is asked for**. So the same document gives another row in each epoch.
+# This is *dynamic masking*. The first BERT masked its corpus once, ten times over, and stored the result; drawing anew is simpler, and gives no
+# row twice {cite:p}`liu2019`.
+
+
+# %% tags=["by-hand", "covers-D2", "covers-P1", "covers-P2"]
+class MyDataset(Dataset):
+    """Pairs of sentences from a file: a sentence a line, documents apart."""
+
+    def __init__(self, corpus_path, tokenizer, seq_len: int, seed: int = 0):
+        text = Path(corpus_path).read_text(encoding="utf-8")
+        self.documents = [
+            tokenizer.encode_batch(block.splitlines())
+            for block in text.strip().split("\n\n")
+        ]
+        self.tokenizer, self.seq_len = tokenizer, seq_len
+        special = set(tokenizer.special_ids)
+        self.ordinary = [i for i in range(len(tokenizer)) if i not in special]
+        self.random = random.Random(seed)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def draw_pair(self, item: int):
+        """Two sentences, and 1 if the second follows the first, else 0."""
+        document = self.documents[item]
+        place = self.random.randrange(len(document) - 1)
+        is_next = self.random.randrange(2)
+        if is_next:
+            return document[place], document[place + 1], is_next
+        other = self.random.randrange(len(self) - 1)
+        other += other >= item  # any document but this one
+        return document[place], self.random.choice(self.documents[other]), 0
+
+    def hide(self, ids: list[int]):
+        """What the model reads, and the labels: -100 is not counted."""
+        read, labels = list(ids), [-100] * len(ids)
+        for place, token in enumerate(ids):
+            if self.random.random() >= 0.15:
+                continue
+            labels[place] = token
+            how = self.random.random()
+            if how < 0.8:
+                read[place] = self.tokenizer.mask_id
+            elif how < 0.9:
+                read[place] = self.random.choice(self.ordinary)
+        return read, labels
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        first, second, is_next = self.draw_pair(item)
+        room = (self.seq_len - 3) // 2
+        read_1, labels_1 = self.hide(first[-room:])
+        read_2, labels_2 = self.hide(second[:room])
+        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        read = [cls, *read_1, sep, *read_2, sep]
+        labels = [-100, *labels_1, -100, *labels_2, -100]
+        segments = [0] * (len(read_1) + 2) + [1] * (len(read_2) + 1)
+        rest = self.seq_len - len(read)
+        return {
+            "input_ids": torch.tensor(read + [self.tokenizer.pad_id] * rest),
+            "token_type_ids": torch.tensor(segments + [0] * rest),
+            "attention_mask": torch.arange(self.seq_len) < len(read),
+            "labels": torch.tensor(labels + [-100] * rest),
+            "is_next": torch.tensor(is_next),
+        }
+
+
+# %%
+LENGTH = 48
+data = MyDataset(train_file, tokenizer, LENGTH)
+for _ in range(3):  # the same item three times
+    row = data[7]
+    shown = row["input_ids"][row["attention_mask"]].tolist()
+    print(row["is_next"].item(), " ".join(map(tokenizer.token, shown)))
+
+n, chosen, next_ones = 0, 0, 0
+for item in range(2000):
+    row = data[item]
+    n += int((row["attention_mask"]).sum()) - 3  # without [CLS], [SEP], [SEP]
+    chosen += int((row["labels"] != -100).sum())
+    next_ones += row["is_next"].item()
+assert abs(chosen - 0.15 * n) < 4 * math.sqrt(n * 0.15 * 0.85)
+assert abs(next_ones - 1000) < 4 * math.sqrt(500)
+print(f"chosen: {chosen / n:.3f} of {n:,} tokens")
+print(f"neighbours: {next_ones / 2000:.3f} of 2,000 pairs")
+
+# %% [markdown]
+# Three times the same item, three different rows. The shares stay within four standard deviations of their rule, as in chapter 09.
+
+# %% [markdown]
+# ## The loop
+#
+# The article ends before its training loop. Here it is, with nothing but PyTorch. A data loader shuffles the items and puts rows together. Each
+# step sets the gradients to zero, computes both losses, adds them (F9), asks autograd for the gradient, limits its length, and lets AdamW move the
+# weights. The learning rate rises over the first steps and then falls to zero.
+#
+# One line is easy to get wrong. `is_next` is 1 for neighbours, as in the article's formula. In the published models the *class* of neighbours is 0. So the label is `1 - is_next`.
+
+
+# %% tags=["by-hand", "covers-D3", "covers-B3"]
+def pretrain(model, dataset, steps: int, lr: float, batch_size: int = 16):
+    """Train on both tasks; returns the two losses of each step."""
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(
+        dataset, batch_size, shuffle=True, drop_last=True, generator=generator
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    warmup = max(steps // 10, 1)
+    history, batches = [], iter(loader)
+    model.train()
+    for step in range(1, steps + 1):
+        batch = next(batches, None)
+        if batch is None:  # an epoch is over, and the next one begins
+            batches = iter(loader)
+            batch = next(batches)
+        mlm_scores, nsp_scores = model(
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["attention_mask"],
+        )
+        mlm = F.cross_entropy(
+            mlm_scores.flatten(0, 1), batch["labels"].flatten()
+        )
+        nsp = F.cross_entropy(nsp_scores, 1 - batch["is_next"])
+        rate = min(step / warmup, (steps - step + 1) / (steps - warmup + 1))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate
+        optimizer.zero_grad()
+        (mlm + nsp).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        history.append((mlm.item(), nsp.item()))
+    return history
+
+
+# %% [markdown]
+# Before we train, we check. The package has its own BERT, its own losses and other names for its weights. If both are BERT, then the same
+# weights on the same batch must give the same numbers. The table below renames our weights; `load_state_dict` refuses a name that is missing or left over.
+
+# %% tags=["by-hand", "covers-D1"]
+RENAMED = (
+    ("embeddings.norm.", "embedding_norm."),
+    ("embeddings.token.", "token_embedding."),
+    ("embeddings.segment.", "segment_embedding."),
+    ("embeddings.position.", "position_embedding."),
+    (".q.", ".attn.w_q."),
+    (".k.", ".attn.w_k."),
+    (".v.", ".attn.w_v."),
+    (".o.", ".attn.w_o."),
+    (".w_1.", ".ff.w_1."),
+    (".w_2.", ".ff.w_2."),
+    ("pooler.0.", "pooler.w."),
+    ("mlm_head.0.", "mlm_head.w."),
+    ("mlm_head.2.", "mlm_head.norm."),
+    ("mlm_head.3.", "mlm_head.decoder."),
+)
+
+
+def package_state(model) -> dict[str, torch.Tensor]:
+    """The weights of a MyBERT under the names of the package."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for old, new in RENAMED:
+            name = name.replace(old, new)
+        state[name] = tensor
+    return state
+
+
+def package_batch(batch) -> dict[str, torch.Tensor]:
+    """A batch of MyDataset as the package wants it."""
+    names = ("input_ids", "token_type_ids", "attention_mask", "labels")
+    renamed = {name: batch[name] for name in names}
+    return {**renamed, "next_sentence_label": 1 - batch["is_next"]}
+
+
+# %% tags=["covers-D1", "covers-D3", "covers-F9"]
+theirs = BERT(
+    BERTConfig(
+        vocab_size=len(tokenizer), n_positions=LENGTH, dropout=0.0, **SIZES
+    )
+)
+with torch.no_grad():  # fresh biases are zero and would hide a mistake
+    for parameter in mine.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+theirs.load_state_dict(package_state(mine))
+mine, theirs = mine.double(), theirs.double()
+
+batch = next(iter(DataLoader(data, batch_size=8)))
+inputs = [
+    batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")
+]
+with torch.no_grad():
+    mlm_scores, nsp_scores = mine(*inputs)
+    terms = bert_loss_fn(theirs, package_batch(batch))
+mlm = F.cross_entropy(mlm_scores.flatten(0, 1), batch["labels"].flatten())
+nsp = F.cross_entropy(nsp_scores, 1 - batch["is_next"])
+for name, value in (("mlm", mlm), ("nsp", nsp)):
+    nats, count = terms[name]
+    assert abs((nats / count - value).item()) < 1e-10
+    print(f"{name}: {value:.3f} by hand, {nats / count:.3f} by the package")
+
+with torch.no_grad():
+    out = theirs(inputs[0], token_type_ids=inputs[1], attention_mask=inputs[2])
+seen = batch["attention_mask"]
+assert (out.mlm_logits - mlm_scores)[seen].abs().max() < 1e-10
+assert (out.nsp_logits - nsp_scores).abs().max() < 1e-10
+turned = F.cross_entropy(nsp_scores, batch["is_next"])
+nats, count = terms["nsp"]
+assert abs((nats / count - turned).item()) > 1e-3  # the wrong way round
+linear = nn.Sequential(mine.pooler[0])  # the control: no tanh
+with torch.no_grad():
+    x = theirs.hidden(
+        inputs[0], token_type_ids=inputs[1], attention_mask=inputs[2]
+    )
+    without_tanh = mine.nsp_head(linear(x[:, 0]))
+assert (without_tanh - out.nsp_logits).abs().max() > 1e-3
+
+# %% [markdown]
+# Equal to ten digits: the losses, and every score of both heads. The two controls show that the check can fail. With the label the wrong way
+# round the loss is another one, and so it is without the tanh. From here on, what the package does is what you have written.
+
+# %% [markdown]
+# ## Thirty lines at work
+#
+# We train our own class with our own loop for a few seconds, and beside it the class **as the article has it**: a pooler without tanh, and an MLM head that is one
+# free matrix. Both start from the same seed and read pairs from the same file. The losses are those of the held-out file.
+
+# %% tags=["covers-D1", "covers-D3", "covers-B3"]
+STEPS_BY_HAND = 120
+
+
+def fresh(published_heads: bool) -> MyBERT:
+    torch.manual_seed(1)
+    model = MyBERT(len(tokenizer), length=LENGTH, **SIZES)
+    if not published_heads:  # two attributes make the difference
+        model.pooler = nn.Linear(SIZES["d_model"], SIZES["d_model"])
+        model.mlm_head = nn.Linear(SIZES["d_model"], len(tokenizer))
+        nn.init.normal_(model.mlm_head.weight, std=0.02)
+    return model
+
+
+def held_out_losses(model: MyBERT) -> tuple[float, float]:
+    """The mean over all counted labels of both losses, on the test file."""
+    test = MyDataset(test_file, tokenizer, LENGTH, seed=5)
+    batch = next(iter(DataLoader(test, batch_size=len(test))))
+    model.eval()
+    with torch.no_grad():
+        mlm_scores, nsp_scores = model(
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["attention_mask"],
+        )
+    labels = batch["labels"]
+    mlm = F.cross_entropy(mlm_scores.flatten(0, 1), labels.flatten())
+    return mlm.item(), F.cross_entropy(nsp_scores, 1 - batch["is_next"]).item()
+
+
+by_hand, curves = {}, {}
+for name, published in (("published heads", True), ("article's", False)):
+    model = fresh(published)
+    before = held_out_losses(model)
+    assert abs(before[0] - math.log(len(tokenizer))) < 0.1
+    assert abs(before[1] - math.log(2)) < 0.1
+    history = pretrain(model, data, STEPS_BY_HAND, lr=5e-3)
+    curves[name] = [mlm for mlm, _ in history]
+    parameters = sum(p.numel() for p in model.parameters())
+    by_hand[name] = (parameters, *held_out_losses(model))
+print(f"before: {before[0]:.1f} nats a hidden token, {before[1]:.1f} a pair")
+with measured():
+    print(f"{'heads':>15} {'parameters':>10}   MLM    NSP")
+    for name, (parameters, mlm, nsp) in by_hand.items():
+        print(f"{name:>15} {parameters:10,} {mlm:5.2f} {nsp:6.2f}")
+assert all(mlm < math.log(len(tokenizer)) - 2 for _, mlm, _ in by_hand.values())
+assert by_hand["article's"][0] > 1.5 * by_hand["published heads"][0]
+
+# %%
+#| alt: Two falling curves of the masked-token loss over 120 steps. Both start at 8.3 and fall below 6.5
+#|   within 40 steps. They lie close to each other.
+#| caption: Our loop, with the published heads and with those of the article.
+#| name: fig-10-by-hand
+
+
+def smooth(values: list[float], width: int = 10) -> list[tuple[int, float]]:
+    """The mean of each `width` values, at the step of the last one."""
+    return [
+        (end, sum(values[end - width : end]) / width)
+        for end in range(width, len(values) + 1, width)
+    ]
+
+
+plot_losses(
+    {name: smooth(losses) for name, losses in curves.items()},
+    title="A BERT written and trained by hand",
+    y_label="MLM loss (nats per token)",
+)
+plt.show()
+
+# %% [markdown]
+# Both learn, and after a few seconds their losses differ little. (They have learnt how frequent each token is, not much more, and of next sentences nothing.)
+# So why does it matter? First, the free matrix costs more parameters than all the rest of this model, for a table that the model already has. Second, such a model **cannot
+# read a published checkpoint**. Below are the tensors of the heads as a file of BERT names them, and what our two classes can do with each.
+
+# %% tags=["covers-D1"]
+theirs.float().save_pretrained(folder.name)
+published = load_file(Path(folder.name) / "model.safetensors")
+heads = sorted(n for n in published if "pooler" in n or n.startswith("cls."))
+for name in heads:
+    transform = "transform" in name
+    note = "no place in the article's class" if transform else ""
+    print(f"{name:<45} {note}".rstrip())
+homeless = [name for name in heads if "transform" in name]
+assert len(homeless) == 4
+assert "cls.predictions.decoder.weight" not in published
+
+# %% [markdown]
+# Four tensors have no place in the article's class, and its own matrix for the vocabulary is missing from the file: published files store the tied matrix once, as the
+# token embeddings. The pooler's tensors do have a place, and this is worse. They load without an error, and without the tanh the result is another
+# function. A name that fits is no proof; only equal outputs are. `BERT.from_pretrained` of the package lists all missing and extra
+# tensors at once, and a test compares its outputs with another program's.
+
+# %% [markdown]
+# ## Sum or mean?
+#
+# The formulas are sums over tokens, and the code takes means. Does it matter which? We take a batch of 8 rows, and the same 8 rows two
+# and four times over, and look at the length of the gradient, once of the sum and once of the mean.
+
+# %% tags=["covers-F9"]
+model = fresh(True).double()
+big = package_batch(next(iter(DataLoader(data, batch_size=32))))
+twin = BERT(
+    BERTConfig(
+        vocab_size=len(tokenizer), n_positions=LENGTH, dropout=0.0, **SIZES
+    )
+)
+twin = twin.double()
+twin.load_state_dict(package_state(model))
+
+
+def part(batch: dict, rows: slice) -> dict:
+    return {name: tensor[rows] for name, tensor in batch.items()}
+
+
+def gradient(*parts_and_weights) -> torch.Tensor:
+    """The gradient of the MLM loss, added over parts with weights."""
+    twin.zero_grad()
+    for batch, weight_of in parts_and_weights:
+        nats, count = bert_loss_fn(twin, batch)["mlm"]
+        (nats * weight_of(count)).backward()
+    used = (p for p in twin.parameters() if p.grad is not None)
+    return torch.cat([p.grad.flatten() for p in used])
+
+
+eight = part(big, slice(8))
+print("rows  tokens    sum   mean")
+lengths = []
+for times in (1, 2, 4):
+    rows = {name: torch.cat([t] * times) for name, t in eight.items()}
+    count = int((rows["labels"] != -100).sum())
+    lengths.append(gradient((rows, lambda c: 1.0)).norm().item())
+    mean = lengths[-1] / count
+    print(f"{8 * times:4d} {count:7d} {lengths[-1]:6.1f} {mean:6.2f}")
+assert abs(lengths[2] / lengths[0] - 4) < 1e-6
+
+# %% [markdown]
+# These batches say the same thing, once, twice and four times. The gradient of the sum grows with the batch, so a learning rate that suits 8 rows is four times too large for 32. That of the mean
+# does not change. So the mean it is, but the mean *of what*? When a batch is computed in two parts, because the whole does not fit into memory, each part has another number of chosen tokens.
+
+# %% tags=["covers-F9"]
+first, second = part(big, slice(0, 2)), part(big, slice(2, 32))
+counts = [int((rows["labels"] != -100).sum()) for rows in (first, second)]
+n = sum(counts)
+whole = gradient((big, lambda c: 1 / n))
+added = gradient((first, lambda c: 1 / n), (second, lambda c: 1 / n))
+means = gradient((first, lambda c: 0.5 / c), (second, lambda c: 0.5 / c))
+assert (added - whole).abs().max() < 1e-12
+off = ((means - whole).norm() / whole.norm()).item()
+print(f"chosen tokens in the two parts: {counts}")
+print(f"mean of the two means: the gradient is off by {off:.0%}")
+assert off > 0.1
+
+# %% [markdown]
+# Sums first, one division at the end: then two parts give the gradient of the whole batch, to twelve digits. The mean of the two means gives another one. No error message
+# tells, and training goes on, with a few tokens weighing many times as much as the others. The loss functions of this package therefore return a sum and a count.
+
+# %% [markdown]
+# ## Packing: several stories in a row
+#
+# Our data set fills each row up with padding, and a processor works on padding as hard as on words. Town's stories have different lengths. In rows of 160 tokens most of them leave room for
+# another one.
+
+# %% tags=["covers-B3"]
+CONTEXT = BERT_PRESETS["cpu"].data.context
+
+
+def ids_of(documents) -> list:
+    return encoded(tokenizer, [list(d.sentences) for d in documents])
+
+
+train_ids, held_out_ids = ids_of(stories), ids_of(held_out)
+for packed in (False, True):
+    rows = SentencePairBatches(
+        train_ids, CONTEXT, 8, masking, seed=0, packed=packed
+    )
+    name = "packed" if packed else "a story a row"
+    print(f"{name:>14}: {rows.rows:5d} rows, {rows.fill:.0%} of them tokens")
+
+# %% [markdown]
+# The same stories in about half of the rows. But two stories in one row must not know of each other. Three things change. The **mask** gets a second dimension: which
+# position may look at which. It is *block-diagonal*, a square of `True` for each story. The **positions** begin at 0 again in each story. And the label of a pair stands at **its own**
+# `[CLS]`, since a row now has several. The package does all three in `pair_batch`. Here is the mask of a row of two short pairs, with padding at its end.
+
+# %%
+#| alt: A square of 26 by 26 cells with the tokens of two short pairs along both axes. Three dark squares lie on
+#|   the diagonal, the first for the first pair, the second for the second pair and a small one for padding. Everything else is
+#|   light.
+#| caption: Who may look at whom, in a row with two pairs.
+#| name: fig-10-mask
+silent = dataclasses.replace(masking, chosen=0.0)  # nothing hidden
+
+
+def pair_of(first: str, second: str, label: int) -> Pair:
+    a, b = tokenizer.encode(first), tokenizer.encode(second)
+    return Pair(a, b, label, (0, label))
+
+
+pairs = [
+    pair_of("The kettle was red.", "It was new.", 0),
+    pair_of("He slept.", "The sun was warm.", 1),
+]
+WIDTH = 26
+two = pair_batch([pairs], WIDTH, silent, "one row")
+tokens = [tokenizer.token(i) for i in two["input_ids"][0].tolist()]
+figure, axes = plt.subplots(figsize=(5.2, 4.8))
+axes.imshow(two["attention_mask"][0], cmap="Blues", vmax=1.3)
+axes.set_xticks(range(WIDTH), tokens, rotation=90, fontsize=8)
+axes.set_yticks(range(WIDTH), tokens, fontsize=8)
+axes.set_xlabel("is looked at")
+axes.set_ylabel("looks")
+plt.show()
+
+# %%
+print("positions", two["position_ids"][0].tolist())
+print("segments ", two["token_type_ids"][0].tolist())
+labels = two["next_sentence_label"][0].tolist()
+print("NSP label", {i: y for i, y in enumerate(labels) if y != -100})
+
+# %% [markdown]
+# Padding is a block of its own, although nobody needs its output. If it could look nowhere, its softmax would be a division of 0 by 0, and a *nan* anywhere in a
+# batch spoils every weight.
+#
+# Does packing change anything? It must not. A pair in a packed row must get the very logits that it gets alone. We compare in 64-bit numbers, with random weights, and then leave out one of the two measures at a time.
+
+# %%
+alone = [pair_batch([[p]], len(p.ids(silent)), silent, "alone") for p in pairs]
+
+
+def logits_of(batch: dict) -> torch.Tensor:
+    names = (
+        "input_ids",
+        "token_type_ids",
+        "attention_mask",
+        "position_ids",
+    )
+    with torch.no_grad():
+        return theirs(**{name: batch[name] for name in names}).mlm_logits[0]
+
+
+theirs = theirs.double()
+expected = torch.cat([logits_of(batch) for batch in alone])
+used = len(expected)
+everybody = torch.ones_like(two["attention_mask"])
+running = torch.arange(WIDTH)[None]
+for name, change in (
+    ("packed", {}),
+    ("without the blocks", {"attention_mask": everybody}),
+    ("positions run on", {"position_ids": running}),
+):
+    difference = logits_of({**two, **change})[:used] - expected
+    largest = difference.abs().max().item()
+    print(f"{name:>18}: logits differ by at most {largest:.2f}")
+    assert largest < 1e-10 if not change else largest > 0.1
+
+# %% [markdown]
+# With both, the difference is below {math}`10^{-10}`. Without the blocks, the words about the kettle change what the model thinks of the sun. Without positions that restart, the second pair stands at
+# places where a single story never stands. Neither mistake raises an error.
+
+# %% [markdown]
+# ## The head where it counts
+#
+# Our loop computes a score for each of 4,096 tokens at *every* position, and then the loss throws away 85 % of them. The package applies the head to the chosen positions only. How much is saved does not depend on the machine: we count the multiplications.
+
+# %%
+size = BERT_PRESETS["cpu"].model
+config = dataclasses.replace(
+    size, vocab_size=len(tokenizer), pad_token_id=masking.pad_id
+)
+torch.manual_seed(0)
+model = BERT(config)
+batches = SentencePairBatches(
+    train_ids, CONTEXT, BERT_PRESETS["cpu"].data.batch_size, masking, seed=0
+)
+batch = next(iter(batches))
+
+
+def everywhere_loss_fn(model, batch):
+    """The same loss with the head at all positions."""
+    names = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
+    hidden = model.hidden(**{name: batch[name] for name in names})
+    return {"mlm": mlm_loss(model.mlm_head(hidden), batch["labels"])}
+
+
+flops, values = {}, {}
+for name, loss_fn in (
+    ("all positions", everywhere_loss_fn),
+    ("chosen positions", bert_loss_fn),
+):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        values[name] = loss_fn(model, batch)["mlm"][0].item()
+    flops[name] = counter.get_total_flops()
+rows = batch["labels"].numel()
+counted = int((batch["labels"] != -100).sum())
+print(f"the head sees {counted} of {rows} positions, {counted / rows:.1%}")
+saved = 1 - flops["chosen positions"] / flops["all positions"]
+print(f"floating-point operations saved: {saved:.0%}")
+a, b = values.values()
+assert abs(a - b) < 1e-3 * abs(a)  # it is the same loss
+assert 0.3 < saved < 0.8
+
+# %% [markdown]
+# The loss is the same number, for well over a third of the work less. The smaller the model, the more this matters, because the vocabulary does not shrink with it.
+
+# %% [markdown]
+# ## Where to begin
+#
+# START
+
+# %% [markdown]
+# ## Training
+#
+# Now the training, with the loop of the package. Only the loss function, the batches and the model differ from those of [chapter 13](13_gpt_pretrain.ipynb).
+
+# %% tags=["covers-B3", "covers-P1", "covers-P2"]
+STEPS = 10
+settings = TrainConfig(
+    max_steps=STEPS,
+    lr=3e-3,
+    warmup_steps=50,
+    min_lr=1e-4,
+    precision="fp32",
+    device="cpu",
+)
+history = list(train(model, batches, bert_loss_fn, settings))
+model.eval()
+evaluation = SentencePairEvaluation(held_out_ids, CONTEXT, 50, masking)
+sums = loss_sums(model, evaluation, bert_loss_fn)
+losses = {name: nats / count for name, (nats, count) in sums.items()}
+scores = accuracies(model, evaluation)
+with measured():
+    print(f"MLM loss {losses['mlm']:.2f}, NSP loss {losses['nsp']:.2f}")
+    print(f"MLM accuracy {scores['mlm_accuracy']:.1%}", end=", ")
+    print(f"NSP accuracy {scores['nsp_accuracy']:.1%}")
+frequency = GapModel(2, len(tokenizer)).fit(
+    [i for sentence in story for i in sentence] for story in train_ids
+)
+chosen_ids = [i for b in evaluation for i in b["labels"].flatten().tolist()]
+chosen_ids = [i for i in chosen_ids if i != -100]
+unigram = frequency.nats(chosen_ids, range(len(chosen_ids)), 0)
+unigram /= len(chosen_ids)
+assert sums["mlm"][1] == len(chosen_ids)
+print(f"unigram baseline: {unigram:.2f} nats a hidden token")
+
+# %% [markdown]
+# ```{admonition} What you should see
+# :class: see
+# BAND
+# ```
+
+# %%
+#| alt: Two panels over the updates. Left, the MLM loss. Right, the NSP loss.
+#| caption: Both losses of BERT on Town. The dashed lines are the frequencies of the tokens, and a coin.
+#| name: fig-10-curves
+figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.4))
+for axes, name, line, title in (
+    (panels[0], "mlm", unigram, "masked tokens, nats"),
+    (panels[1], "nsp", math.log(2), "next sentence, nats"),
+):
+    curve = smooth([step.losses[name] for step in history], 20)
+    axes.plot(*zip(*curve), color="#0072B2")
+    axes.axhline(line, color="black", ls="--", lw=1)
+    axes.set_title(title)
+    axes.set_xlabel("update")
+figure.tight_layout()
+plt.show()
+
+# %% [markdown]
+# CURVES
+
+# %% [markdown]
+# ## How good is that?
+#
+# A loss needs something to be compared with. Three things are needed: what counting can do, what the best possible model could do, and a task that is the same for all three. When
+# 15 % of the words are hidden at once, the neighbour of a hidden word may be hidden too, and the best possible guess is a sum over everything that may stand in all holes. So we compare on a simpler task: **one
+# word is hidden, and all others are seen.** BERT can do this without being trained anew: it reads a row with a single `[MASK]`.
+#
+# ### The best possible guess
+#
+# Town's program knows the probability of every story. So the exact distribution of a hidden word {math}`w_i`, given all the other words {math}`w_{/i}`, can be computed: put every word {math}`v` of the language
+# into the hole, read the story anew, and divide.
+#
+# $$P(w_i \mid w_{/i}) = \frac{p(w_1, \dots, w_i, \dots, w_n)}{\sum_v p(w_1, \dots, v, \dots, w_n)}$$ (eq-bert-hidden-word)
+#
+# Most words make a text that Town never writes, with probability zero. As plain as the formula, over all pieces of the tokenizer that are whole words, and beside it the function of the package, which
+# asks the grammar which words can stand there at all:
+
+# %%
+whole_words = {
+    token
+    for token in map(tokenizer.token, range(len(tokenizer)))
+    if token.isalpha()
+}
+story = next(d for d in held_out if len(d.text) < 260 and " red " in d.text)
+start = story.text.index(" red ") + 1
+end = start + len("red")
+
+
+def plain_conditional(text: str, start: int, end: int) -> dict[str, float]:
+    """The formula: each word in the hole, the whole text read anew."""
+    p = {}
+    for word in whole_words:
+        filled = text[:start] + word + text[end:]
+        try:
+            p[word] = math.exp(log_probability(parse(filled)))
+        except ParseError:
+            continue  # Town never writes this
+    total = sum(p.values())
+    return {word: value / total for word, value in p.items() if value}
+
+
+for start, end in list(word_spans(story.text))[:12]:
+    plain = plain_conditional(story.text, start, end)
+    exact = given(conditional(story, start, end), whole_words)
+    assert plain.keys() == exact.keys()
+    assert all(abs(plain[word] - exact[word]) < 1e-10 for word in plain)
+    best = sorted(exact.items(), key=lambda item: -item[1])[:3]
+    shown = ", ".join(f"{word} {p:.2f}" for word, p in best)
+    print(f"{story.text[start:end]:>10} {len(exact):4d} words: {shown}")
+with_all = conditional(story, start, end)
+assert abs(sum(with_all.values()) - 1) < 1e-10
+
+# %% [markdown]
+# Two things about this table. Many words are certain: an article, a name that is told again, the red of a kettle that was red before. And where a word is drawn anew, nobody can know it; even the best model pays for it.
+#
+# The second line of the loop needs a remark. BERT guesses **pieces**, and Town draws **words**. When BERT reads a single `[MASK]`, it is told more than that a word is missing: it is told that the word
+# is *one piece* of its vocabulary. `given` puts the same knowledge into the exact distribution: all words that are not single pieces are left out, and the rest is scaled to sum to 1. We therefore choose places whose word is a single piece, and both are asked
+# the same question. Now no model can have a smaller mean loss on stories of Town: this is a floor, and it belongs to one hidden word at a time, not to the 15 % of the training.
+#
+# ### Counting
+#
+# The simplest method looks at the neighbours. How often did this word stand between that one and that one? When the pattern is new, ask each neighbour alone, and in the end the frequency. `GapModel` is such a count, over the
+# same pieces and the same stories that BERT has read. It may look at one neighbour on each side, or at two.
+#
+# ### One hidden word
+
+# %%
+draw = random.Random(0)
+questions = []  # (row of ids, place in the row, place in the story, word)
+nats = {"floor": [], "unigram": [], "one": [], "two": []}
+tests = [d for d in held_out if len(tokenizer.encode(d.text)) < CONTEXT - 8]
+for document in tests[:60]:
+    a, b = next_sentence.halves(document)
+    pieces = tokenizer.backend.encode(document.text, add_special_tokens=False)
+    middle = len(tokenizer.encode(a))
+    first, second = pieces.ids[:middle], pieces.ids[middle:]
+    assert second == tokenizer.encode(b)
+    pair = Pair(first, second, 0, (0, 0))
+    begins = {a: i for i, (a, _) in enumerate(pieces.offsets)}
+    single = [
+        (begins[a], a, b)
+        for a, b in word_spans(document.text)
+        if document.text[a:b] in whole_words
+    ]
+    for place, a, b in draw.sample(single, min(8, len(single))):
+        word = document.text[a:b]
+        exact = given(conditional(document, a, b), whole_words)
+        nats["floor"].append(-math.log(exact[word]))
+        for name, width in (("unigram", 0), ("one", 1), ("two", 2)):
+            p = frequency.probability(pieces.ids, place, width)
+            nats[name].append(-math.log(p))
+        in_row = place + (1 if place < middle else 2)  # [CLS], [SEP]
+        questions.append((pair, in_row, pieces.ids[place], exact))
+print(f"{len(questions)} hidden words in {len(tests[:60])} stories")
+
+
+def answers(model: BERT, questions: list) -> torch.Tensor:
+    """The log-probabilities of all pieces at the hidden word, [n, V]."""
+    found = []
+    for begin in range(0, len(questions), 32):
+        some = questions[begin : begin + 32]
+        width = max(len(pair.ids(silent)) for pair, *_ in some)
+        batch = pair_batch([[q[0]] for q in some], width, silent, "")
+        which = torch.arange(len(some))
+        places = torch.tensor([q[1] for q in some])
+        targets = torch.tensor([q[2] for q in some])
+        assert (batch["input_ids"][which, places] == targets).all()
+        batch["input_ids"][which, places] = MASK
+        names = (
+            "input_ids",
+            "token_type_ids",
+            "attention_mask",
+            "position_ids",
+        )
+        with torch.no_grad():
+            hidden = model.hidden(**{name: batch[name] for name in names})
+            found.append(model.mlm_head(hidden[which, places]).log_softmax(-1))
+    return torch.cat(found)
+
+
+log_p = answers(model, questions)
+targets = torch.tensor([target for _, _, target, _ in questions])
+bert_nats = -log_p.gather(1, targets[:, None]).squeeze(1)
+nats["BERT"] = bert_nats.tolist()
+mean = {name: sum(values) / len(values) for name, values in nats.items()}
+for name in ("floor", "two", "one", "unigram"):
+    print(f"{name:>8}: {mean[name]:.2f} nats a hidden word")
+with measured():
+    right = (log_p.argmax(1) == targets).float().mean().item()
+    print(f"    BERT: {mean['BERT']:.2f} nats, {right:.0%} right")
+assert mean["floor"] < mean["BERT"] < mean["unigram"]
+best_right = sum(max(exact.values()) for *_, exact in questions)
+print(f"the best possible guess is right in {best_right / len(questions):.0%}")
+
+# %%
+#| alt: Bar chart of five bars in nats.
+#| caption: The loss at one hidden word of a held-out story.
+#| name: fig-10-baselines
+bars = {
+    "frequency": mean["unigram"],
+    "1 neighbour": mean["one"],
+    "2 neighbours": mean["two"],
+    "BERT": mean["BERT"],
+    "floor": mean["floor"],
+}
+plot_bars(
+    bars, y_label="nats per hidden word", title="One hidden word", digits=1
+)
+plt.show()
+
+# %% [markdown]
+# JUDGEMENT
+
+# %%
+#| alt: Scatter
+#| caption: Each point is one hidden word.
+#| name: fig-10-words
+figure, axes = plt.subplots(figsize=(5.2, 4.6))
+axes.scatter(nats["floor"], nats["BERT"], s=9, alpha=0.5, color="#0072B2")
+axes.plot([0, 8], [0, 8], color="black", lw=1, ls="--")
+axes.set_xlabel("the best possible model, nats")
+axes.set_ylabel("BERT, nats")
+plt.show()
+
+# %% [markdown]
+# ### Fill the hole yourself
+#
+# A number hides what was learnt. Here are four hidden words of one held-out story, with the three likeliest words of the model and those of the exact distribution.
+
+# %%
+FILLS
+
+# %% [markdown]
+# ## Does B follow A?
+#
+# For next sentences nobody has computed the best possible accuracy. But there is a rule: put the two parts together, let the parser read them, and say *yes* if one plot tells both and every name, pronoun, thing, colour and
+# price agrees. It uses all that Town's grammar knows. Its accuracy is a lower bound of the best one.
+
+# %%
+examples = list(next_sentence.examples(400, seed=1, split="validation"))
+rule = [next_sentence.rule_oracle(e) == e.label for e in examples]
+rows = [
+    Pair(tokenizer.encode(e.first), tokenizer.encode(e.second), e.label, (0, 1))
+    for e in examples
+]
+rows = [row for row in rows if len(row.ids(silent)) <= CONTEXT]
+correct = []
+for begin in range(0, len(rows), 50):
+    some = rows[begin : begin + 50]
+    width = max(len(row.ids(silent)) for row in some)
+    batch = pair_batch([[row] for row in some], width, silent, "")
+    names = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
+    with torch.no_grad():
+        hidden = model.hidden(**{name: batch[name] for name in names})
+        found = model.nsp_head(model.pooler(hidden)).argmax(-1)
+    label = torch.tensor([row.label for row in some])
+    correct += (found == label).tolist()
+print(f"rule: {sum(rule) / len(rule):.1%} of {len(rule)} pairs")
+accuracy = sum(correct) / len(correct)
+with measured():
+    print(f"BERT: {accuracy:.1%} of {len(correct)} pairs")
+assert accuracy < sum(rule) / len(rule)
+
+# %% [markdown]
+# NSPTEXT
+
+# %% [markdown]
+# ## What a head has learnt
+#
+# "She" says nothing about a person except that the person is a woman. To guess a pronoun from the rest of the story, or to use it, a model has to find the person it refers to. Town knows for each pronoun
+# where this person was named before: `references` lists the places. For each head we measure how much of a pronoun's attention lies on them, over all pronouns of the stories above, and compare with a head that looks everywhere alike.
+
+# %%
+
+
+def pronoun_batch(documents, hide: bool):
+    """Rows of stories, and which pieces name the person of each pronoun."""
+    rows, links = [], []
+    for document in documents:
+        text = tokenizer.backend.encode(
+            document.text, add_special_tokens=False
+        )
+        middle = len(tokenizer.encode(next_sentence.halves(document)[0]))
+        rows.append(Pair(text.ids[:middle], text.ids[middle:], 0, (0, 0)))
+
+        def places(stretch, offsets=text.offsets, middle=middle):
+            a, b = stretch
+            return [
+                i + (1 if i < middle else 2)
+                for i, (x, y) in enumerate(offsets)
+                if x < b and y > a
+            ]
+
+        links.append(
+            [
+                (query, [k for stretch in r.named for k in places(stretch)])
+                for r in references(document)
+                for query in places((r.start, r.end))
+            ]
+        )
+    width = max(len(row.ids(silent)) for row in rows)
+    batch = pair_batch([[row] for row in rows], width, silent, "")
+    relation = torch.zeros(len(rows), width, width, dtype=torch.bool)
+    for number, found in enumerate(links):
+        for query, keys in found:
+            relation[number, query, keys] = True
+            if hide:
+                batch["input_ids"][number, query] = MASK
+    return batch, relation
+
+
+def maps_of(model, batch):
+    names = ("token_type_ids", "attention_mask", "position_ids")
+    return attention_maps(
+        model, batch["input_ids"], **{name: batch[name] for name in names}
+    )
+
+
+def pronoun_mass(model: BERT, hide: bool):
+    batch, relation = pronoun_batch(tests[:60], hide)
+    maps = maps_of(model, batch)
+    even = batch["attention_mask"].float()
+    even = (even / even.sum(-1, keepdim=True))[:, None]
+    by_chance = relation_mass([even], relation).item()
+    return relation_mass(maps, relation), by_chance
+
+
+mass, by_chance = pronoun_mass(model, hide=False)
+hidden_mass, _ = pronoun_mass(model, hide=True)
+torch.manual_seed(0)
+fresh_mass, _ = pronoun_mass(BERT(config), hide=False)
+layer, head = best_head(mass)
+print(f"spread evenly: {by_chance:.2f}")
+with measured():
+    for name, values in (
+        ("before training", fresh_mass),
+        ("pronouns in view", mass),
+        ("pronouns hidden", hidden_mass),
+    ):
+        print(name)
+        for number, masses in enumerate(values.tolist()):
+            print(f"  block {number}", *(f"{m:.2f}" for m in masses))
+
+# %%
+row = min(range(60), key=lambda r: len(tests[r].text))
+batch, _ = pronoun_batch([tests[row]], False)
+tokens = [tokenizer.token(i) for i in batch["input_ids"][0].tolist()]
+attention_view(
+    maps_of(model, batch),
+    tokens,
+    layer=layer,
+    head=head,
+    title="Where a pronoun looks",
+)
+
+# %% [markdown]
+# VIEWTEXT
+
+# %% [markdown]
+# ## Without the blocks
+#
+# What does the mask of packed rows do for the trained model? We let it read packed rows of held-out stories twice: with the block-diagonal mask, and with a mask in which each token sees all of its row.
+
+# %%
+packed_rows = SentencePairBatches(held_out_ids, CONTEXT, 100, masking, seed=1)
+batch = next(iter(packed_rows))
+everybody = torch.ones_like(batch["attention_mask"])
+mixed = {}
+for name, change in (("blocks", {}), ("none", {"attention_mask": everybody})):
+    with torch.no_grad():
+        terms = bert_loss_fn(model, {**batch, **change})
+    mixed[name] = {k: (s / n).item() for k, (s, n) in terms.items()}
+with measured():
+    for name, values in mixed.items():
+        print(f"{name:>7}: MLM {values['mlm']:.2f}, NSP {values['nsp']:.2f}")
+assert mixed["none"]["mlm"] > mixed["blocks"]["mlm"]
