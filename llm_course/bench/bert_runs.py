@@ -44,8 +44,8 @@ SCORED = "wikitext2/test.txt"
 def bert_town_cpu(place: Place) -> dict[str, Any]:
     """The cpu preset on Town for longer, and its checkpoint, from which chapter 11 fine-tunes."""
     preset = bert_preset("cpu")
-    data = dataclasses.replace(preset.data, documents=100_000)
-    training = _longer(preset.train, 9000)
+    data = dataclasses.replace(preset.data, documents=60_000)
+    training = _longer(preset.train, 5000)
     return pretrained(place, preset.model, data, training, keep=True)
 
 
