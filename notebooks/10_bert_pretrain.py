@@ -790,7 +790,7 @@ assert 0.3 < saved < 0.8
 # of all words, in which the neighbours do not stand out. A large model on a large text leaves this state after a while. A small model that reads for one minute does not.
 #
 # [Chapter 13](13_gpt_pretrain.ipynb) met the same obstacle, and began with heads that copy. For BERT the package has `reset_to_neighbours`: three of four heads of the first block begin by looking
-# one or two places to the left or to the right. In trained BERTs many heads do this {cite:p}`clark2019`. We measure how much attention the neighbours get before any training.
+# one or two places to the left or to the right. In trained BERTs several heads do this {cite:p}`clark2019`. We measure how much attention the neighbours get before any training.
 
 
 # %%
@@ -859,12 +859,12 @@ assert losses["mlm"] < unigram - 2
 # ```
 
 # %%
-#| alt: Two panels over 600 updates. Left, the loss of masked tokens falls from 8, crosses the dashed line
-#|   of the frequencies at 5.7 within the first 100 updates, and falls more and more slowly to less than 3. Right, the loss of next
+#| alt: Two panels over 600 updates. Above, the loss of masked tokens falls from 8, crosses the dashed line
+#|   of the frequencies at 5.7 within the first 100 updates, and falls more and more slowly to less than 3. Below, the loss of next
 #|   sentences falls from the dashed line at 0.69 to about 0.5 within 100 updates, and then goes up and down around 0.5.
 #| caption: Both losses of BERT on Town. The dashed lines are the frequencies of the tokens, and a coin.
 #| name: fig-10-curves
-figure, panels = plt.subplots(1, 2, figsize=(7.5, 3.4))
+figure, panels = plt.subplots(2, 1, figsize=(6.4, 6))
 for axes, name, line, title in (
     (panels[0], "mlm", unigram, "masked tokens, nats"),
     (panels[1], "nsp", math.log(2), "next sentence, nats"),
@@ -878,7 +878,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The left curve of {numref}`fig-10-curves` passes the frequencies within the first hundred updates, because the heads bring in the neighbours from the beginning. At the end it is still falling. The right one falls during the same hundred updates, and then only
+# The upper curve of {numref}`fig-10-curves` passes the frequencies within the first hundred updates, because the heads bring in the neighbours from the beginning. At the end it is still falling. The lower one falls during the same hundred updates, and then only
 # goes up and down. Keep this in mind: it looks like a task that is half learnt, and we will see that it is not.
 
 # %% [markdown]
@@ -893,9 +893,9 @@ plt.show()
 # Town's program knows the probability of every story. So the exact distribution of a hidden word {math}`w_i`, given all the other words {math}`w_{/i}`, can be computed: put every word {math}`v` of the language
 # into the hole, read the story anew, and divide.
 #
-# $$P(w_i \mid w_{/i}) = \frac{p(w_1, \dots, w_i, \dots, w_n)}{\sum_v p(w_1, \dots, v, \dots, w_n)}$$ (eq-bert-hidden-word)
+# $$P(w_i \mid w_{/i}) = \frac{p(w)}{\sum_v p(w_{i \to v})}$$ (eq-bert-hidden-word)
 #
-# Most words make a text that Town never writes, with probability zero. As plain as the formula, over all pieces of the tokenizer that are whole words, and beside it the function of the package, which
+# Here {math}`w_{i \to v}` is the story with the word {math}`v` in the hole. Most words make a text that Town never writes, with probability zero. As plain as the formula, over all pieces of the tokenizer that are whole words, and beside it the function of the package, which
 # asks the grammar which words can stand there at all:
 
 
@@ -950,6 +950,8 @@ print(f"without `given`, {other} of 12 distributions would be others")
 # same pieces and the same stories that BERT has read. It may look at one neighbour on each side, or at two.
 #
 # ### One hidden word
+#
+# First the questions. A story is laid out as a true pair, as BERT knows it, and eight of its words are hidden, each in a row of its own.
 
 
 # %%
@@ -1004,6 +1006,11 @@ def ask(tokenizer, each: int = 8) -> list[Question]:
     return found
 
 
+# %% [markdown]
+# Then the answers. The head is applied at the hidden word only, and each model and each count is judged by its mean of {math}`-\log p`.
+
+
+# %%
 def answers(model: BERT, questions: list[Question]) -> torch.Tensor:
     """The log-probabilities of all pieces at each hidden word, [n, V]."""
     found = []
@@ -1159,7 +1166,7 @@ assert 0.4 < accuracy < 0.65 < sum(rule) / len(rule)
 # %% [markdown]
 # The rule is right on every pair, and BERT is near a coin. But on the pairs of its own training it had about 70 %! What is different? There a story is divided at *any* place, and here always in its middle.
 #
-# Let us try the dullest explanation. A story of Town has five to eight sentences. In a true pair the sentences of A and B together are one story. In a false one they are parts of two stories, and their number can be anything. So we *count sentences*, and nothing else: for each pair of numbers, we note which label
+# Let us try the dullest explanation. A story of Town has five to seven sentences. In a true pair the sentences of A and B together are one story. In a false one they are parts of two stories, and their number can be anything. So we *count sentences*, and nothing else: for each pair of numbers, we note which label
 # is more frequent in the training pairs.
 
 
@@ -1177,6 +1184,8 @@ def sentence_counts(documents: list, seed: int) -> list:
     return found
 
 
+lengths = [len(document) for document in train_ids]
+print(f"sentences in a story: {min(lengths)} to {max(lengths)}")
 table = Counter(sentence_counts(train_ids, seed=0))
 test_counts = sentence_counts(held_out_ids, seed=1)
 hits = [
@@ -1277,8 +1286,8 @@ assert 0.5 < long_halves < 0.65
 # %% [markdown]
 # Now the training has earned its cost. BERT is **much better than counting**, and comes near the floor. Counting cannot follow, since what is still to be won lies far from the hole. Names that are told elsewhere have become cheap: the model looks them up. We will see how.
 #
-# And next sentences? The long run is right on most pairs of its own kind, more often than counting sentences is. On halves of stories it is hardly better than a coin. So it has refined its shortcut, and it does not compare the names of A and B. That is remarkable, because for hidden names
-# it does compare. A model learns what its loss asks for, by the cheapest way that it finds.
+# And next sentences? The long run is right on most pairs of its own kind, more often than counting sentences is. On halves of stories it is hardly better than a coin. So it has refined its shortcut, and hardly compares the names of A and B. That is remarkable, because for a hidden name
+# it does look for the same name elsewhere. A model learns what its loss asks for, by the cheapest way that it finds.
 
 # %% [markdown]
 # ## Fill the hole yourself
@@ -1307,7 +1316,7 @@ with measured():
         print(f"{word:>10}  {line}".rstrip())
 
 # %% [markdown]
-# Where the right column says 1.00, the story holds the answer. Our model finds it when the neighbours tell, and the recorded one also when it must look further. Where the exact probability is small, nobody can know, and a good model is as undecided as the truth. `fill_mask` is also a command:
+# Where the right column says 1.00, the story holds the answer. Our model mostly finds it when the neighbours tell, and the recorded one also when it must look further. Where the exact probability is small, nobody can know, and a good model is as undecided as the truth. `fill_mask` is also a command:
 #
 # ```bash
 # llm-course fill-mask --model runs/bert/model --text "The [MASK] was red."
@@ -1393,7 +1402,7 @@ assert masses["names", "recorded"][1].max() > 0.6
 assert masses["names", "start"].max() < 0.1
 
 # %% [markdown]
-# In the second block the recorded model has heads that give most of their attention to the other mentions of a hidden name. At the start each gave a thirtieth. Nobody told the model what a name is. The heads were of use for the loss, and so they came to be.
+# In the second block the recorded model has heads that give most of their attention to the other mentions of a hidden name. At the start each gave them a thirtieth. Nobody told the model what a name is. The heads were of use for the loss, and so they came to be.
 #
 # Pronouns are harder. The best head gives a quarter of its attention to the person, several times the even share. In the first block one head has a large share as well. Look at the start, though: it had it **before** any training, because in many clauses the name stands at just the distance at which this head begins
 # to look. Measure before training too, or you will call a gift a discovery. And our own model, after its 600 updates? Its best head of the second block gives the person much less. One minute is too short for this.
@@ -1404,19 +1413,18 @@ assert masses["names", "start"].max() < 0.1
 #|   even attention.
 #| caption: The second block of the recorded model, attention from a hidden word to the right places.
 #| name: fig-10-heads
-plot_bars(
-    {
-        str(head): {
-            what: masses[what, "recorded"][1, head].item()
-            for what in ("names", "pronouns")
-        }
-        for head in range(8)
-    },
-    y_label="attention on the right places",
-    references={"even": by_chance},
-    title="Heads of the second block",
-    digits=1,
-)
+figure, axes = plt.subplots(figsize=(6.4, 3.6))
+for shift, what, color in (
+    (-0.2, "names", "#0072B2"),
+    (0.2, "pronouns", "#D55E00"),
+):
+    places = [head + shift for head in range(8)]
+    heights = masses[what, "recorded"][1]
+    axes.bar(places, heights, 0.38, color=color, label=what)
+axes.axhline(by_chance, color="black", ls="--", lw=1, label="even")
+axes.set_xlabel("head of the second block")
+axes.set_ylabel("attention on the right places")
+axes.legend()
 plt.show()
 
 # %% [markdown]
