@@ -1146,4 +1146,4 @@ ch09.check_teaches_elsewhere(teaches_elsewhere)
 # {math}`\log 2`. Both losses are sums with their own counts, and the division comes last. A loss that falls is no
 # proof that a program is right: two known bugs had the lower loss, and small tests of the gradient find both.
 #
-# In chapter 10 a BERT is trained with both tasks on Town.
+# In [chapter 10](10_bert_pretrain.ipynb) a BERT is trained with both tasks on Town.

@@ -337,7 +337,7 @@ print(f"chosen: {chosen / n:.3f} of {n:,} tokens")
 print(f"neighbours: {next_ones / 2000:.3f} of 2,000 pairs")
 
 # %% [markdown]
-# Three times the same item, three different rows. The shares stay within four standard deviations of their rule, as in chapter 09.
+# Three times the same item, three different rows. The shares stay within four standard deviations of their rule, as in [chapter 09](09_bert_objectives.ipynb).
 
 # %% [markdown]
 # ## The loop
