@@ -89,12 +89,7 @@ def check_beam_step(
     log_p = p.log()
     totals = {(w, v): (sums[w] + log_p[w, v]).item() for w in range(2) for v in range(3)}
     best = sorted(totals, key=lambda place: -totals[place])[:3]
-    given = answer(sums, log_p, 3)
-    if given is None:
-        raise CheckFailed("beam_step gave None: does your function end without `return`?")
-    got = [tuple(item) for item in given]
-    if any(len(item) != 3 for item in got):
-        raise CheckFailed(f"beam_step must give (prefix, token, sum) for each, got {got}")
+    got = _triples(answer(sums, log_p, 3))
     places = [(int(item[0]), int(item[1])) for item in got]
     alone = sorted(
         ((w, v) for w in range(2) for v in range(3)), key=lambda place: -log_p[place].item()
@@ -123,6 +118,16 @@ def check_beam_step(
         },
     )
     passed("good prefixes may have two children, poor ones none")
+
+
+def _triples(given: Sequence[Sequence[float]] | None) -> list[tuple[float, ...]]:
+    """The answer of beam_step, whose items must be (prefix, token, sum)."""
+    if given is None:
+        raise CheckFailed("beam_step gave None: does your function end without `return`?")
+    got = [tuple(item) for item in given]
+    if any(len(item) != 3 for item in got):
+        raise CheckFailed(f"beam_step must give (prefix, token, sum) for each, got {got}")
+    return got
 
 
 def check_mass_on(answer: Callable[[Tensor, Tensor], float]) -> None:
