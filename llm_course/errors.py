@@ -21,3 +21,7 @@ class CheckpointError(RuntimeError):
 
 class RunInUseError(RuntimeError):
     """Another process holds the run directory."""
+
+
+class HeldOutError(RuntimeError):
+    """The test set was asked for a second time, or before the work on the development set."""

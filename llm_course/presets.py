@@ -174,3 +174,51 @@ def bert_preset(name: str) -> BERTPreset:
     if name not in BERT_PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(BERT_PRESETS)}, got {name!r}")
     return BERT_PRESETS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTunePreset:
+    """How a pretrained BERT is fine-tuned; the number of updates follows from the epochs."""
+
+    epochs: int
+    batch_size: int
+    context: int  # tokens in a row, or the model's positions where it has fewer
+    warmup: float  # share of the updates
+    dropout: float | None  # None: as in the checkpoint
+    frozen_lr: float  # where only the new head is trained
+    train: TrainConfig
+
+
+FINETUNE_PRESETS = {
+    # The course's own checkpoints, of up to 20 million parameters.
+    "small": FineTunePreset(
+        epochs=5,
+        batch_size=16,
+        context=160,
+        warmup=0.1,
+        dropout=0.1,
+        frozen_lr=5e-3,
+        train=TrainConfig(
+            max_steps=1, lr=5e-4, schedule="linear", warmup_steps=0, weight_decay=0.01, beta2=0.999
+        ),
+    ),
+    # Published ones: Devlin et al. 2019, appendix A.3 (2 to 4 epochs, rates from 2e-5 to 5e-5).
+    "published": FineTunePreset(
+        epochs=3,
+        batch_size=32,
+        context=128,
+        warmup=0.1,
+        dropout=None,
+        frozen_lr=1e-3,
+        train=TrainConfig(
+            max_steps=1, lr=5e-5, schedule="linear", warmup_steps=0, weight_decay=0.01, beta2=0.999
+        ),
+    ),
+}
+
+
+def finetune_preset(name: str) -> FineTunePreset:
+    """The fine-tuning preset of that name; `ConfigError` lists the names when there is none."""
+    if name not in FINETUNE_PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(FINETUNE_PRESETS)}, got {name!r}")
+    return FINETUNE_PRESETS[name]

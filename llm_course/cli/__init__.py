@@ -54,10 +54,10 @@ def _run(chosen: Any) -> int:
 
 def _explains_itself(error: Exception) -> bool:
     """Whether the message is all that a user needs; of a fault in the course he sees the place."""
-    from llm_course.errors import CheckpointError, RunInUseError
+    from llm_course.errors import CheckpointError, HeldOutError, RunInUseError
 
     known = (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError)
-    ours = isinstance(error, (*known, CheckpointError, RunInUseError))
+    ours = isinstance(error, (*known, CheckpointError, HeldOutError, RunInUseError))
     return ours or type(error).__name__ == "OutOfMemoryError"  # torch's, which may not be imported
 
 

@@ -163,6 +163,132 @@ class PretrainBERT(_Pretrain):
         pretrain_bert_command(**self.options())
 
 
+@command("finetune bert")
+@dataclass(frozen=True, kw_only=True)
+class FinetuneBERT:
+    """Fine-tune a BERT for a task: on Town (the default) or on your own files.
+
+    classify: a class for a text. pair: a class for two texts. tag: BIO tags for words (CoNLL files
+    too). qa: the answer to a question in a text (SQuAD's forms). The directory given by --out is
+    like that of `pretrain bert`; its summary.json has the scores of the test set, which is opened
+    once.
+
+    Examples: `finetune bert --task classify --checkpoint runs/bert/model`, then `predict --text
+    "The day was good."`. Your own file: `finetune bert --task pair --data-files train.csv
+    --text-column first --pair-column second --label-column same`.
+    """
+
+    task: Literal["classify", "tag", "qa", "pair"] = "classify"
+    """On Town: sentiment, entities, questions, entailment."""
+    checkpoint: str = "runs/bert/model"
+    """A BERT with its tokenizer: a directory, or a name on the Hugging Face hub (downloads)."""
+    out: str = "runs/finetune"
+    """The run directory."""
+    data_files: tuple[str, ...] = ()
+    """Training files: csv, tsv (without quotes), json, jsonl; for tag also .conll."""
+    dev_files: tuple[str, ...] = ()
+    """To choose by; without them --dev-share of the training examples is split off."""
+    test_files: tuple[str, ...] = ()
+    """To report on, once, at the end."""
+    text_column: str | None = None
+    """The text; pair: the first text; tag: the words; qa: the context."""
+    pair_column: str | None = None
+    """pair: the second text; qa: the question."""
+    label_column: str | None = None
+    """The class; tag: the tags; qa: the answers."""
+    examples: int = 2000
+    """Training examples of Town, and a quarter as many in each other set."""
+    dev_share: float = 0.1
+    """Share of the training examples split off where there are no --dev-files."""
+    train_blocks: int | None = None
+    """Train only the last so many blocks and the new head; 0: BERT is frozen. Default: all."""
+    from_scratch: bool = False
+    """Fresh weights in place of the checkpoint's, to see what pretraining is worth."""
+    epochs: int | None = None
+    """Passes over the training examples."""
+    max_steps: int | None = None
+    """Updates, in place of --epochs."""
+    keep_best: bool = False
+    """Evaluate after each epoch, and end with the weights of the lowest development loss."""
+    batch_size: int | None = None
+    """Rows in a batch."""
+    accumulation: int | None = None
+    """Batches per update: a larger batch in the same memory."""
+    context: int | None = None
+    """Tokens in a row; the end of a longer text is cut, but for qa, which reads on in windows."""
+    stride: int | None = None
+    """qa: tokens that two windows share. Default: a quarter of the row."""
+    longest_answer: int = 30
+    """qa: tokens."""
+    lr: float | None = None
+    """The highest learning rate."""
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] | None = None
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int | None = None
+    """Updates in which the learning rate rises; with --epochs a tenth of them."""
+    weight_decay: float | None = None
+    """AdamW's decay, of matrices only."""
+    clip_norm: float | None = None
+    """The longest gradient that is let through; 0: any."""
+    dropout: float | None = None
+    """Share of activations set to 0 in training."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """auto: what the device computes fastest without harm; `doctor` says what that is."""
+    device: str | None = None
+    """cpu, cuda, mps; the default takes what is there."""
+    eval_every: int | None = None
+    """Updates between two evaluations on the development set."""
+    save_every: int | None = None
+    """Updates between two checkpoints (0: only at the end)."""
+    resume: bool = False
+    """Go on from the newest verified checkpoint in --out, or start afresh where there is none."""
+    seed: int = 0
+    """Of the new head, dropout, the order of the data, the split and Town."""
+
+    def run(self) -> None:
+        from llm_course.runs.finetune_command import finetune_command
+
+        finetune_command(**dataclasses.asdict(self))
+
+
+@command("predict")
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Apply a fine-tuned BERT to a file or to one text; a line of JSON for each example.
+
+    Examples: `predict --text "The day was good."`, `predict --model runs/qa/model --question
+    "Who sold the ring?" --context "..."`, `predict --data-files new.csv --out predictions.jsonl`.
+    """
+
+    model: str = "runs/finetune/model"
+    """A model directory that `finetune` has written."""
+    data_files: tuple[str, ...] = ()
+    """csv, tsv, json, jsonl; for tag also .conll. Labels are not needed."""
+    text_column: str | None = None
+    """As for finetune."""
+    pair_column: str | None = None
+    """As for finetune."""
+    text: str | None = None
+    """One text: to classify, to tag, or the first of a pair."""
+    pair: str | None = None
+    """The second text of a pair."""
+    question: str | None = None
+    """A question about --context."""
+    context: str | None = None
+    """The text that answers --question."""
+    out: str | None = None
+    """A file for the predictions; default: the terminal."""
+    overwrite: bool = False
+    """Replace --out where it is there already."""
+    device: str = "auto"
+    """auto: cuda, else mps, else cpu."""
+
+    def run(self) -> None:
+        from llm_course.runs.predict import predict_command
+
+        predict_command(**dataclasses.asdict(self))
+
+
 @command("fill-mask")
 @dataclass(frozen=True, kw_only=True)
 class FillMask:

@@ -204,13 +204,14 @@ def _existing(paths: Paths) -> list[Path]:
         if path.is_dir():
             raise DataError(f"{path}: a folder; name the files in it")
         if not path.is_file():
-            raise DataError(f"{path}: no such file{_nearest(path)}")
+            raise DataError(f"{path}: no such file{nearest(path)}")
         if path.suffix.lower() not in known:
             raise DataError(f"{path}: the name must end in one of {', '.join(known[1:])}")
     return files
 
 
-def _nearest(path: Path) -> str:
+def nearest(path: Path) -> str:
+    """For an error: the file of the folder that is called nearly so."""
     try:
         siblings = [entry.name for entry in path.parent.iterdir()]
     except OSError:

@@ -6,6 +6,7 @@ pretrained checkpoint is read with `heads="new"`. What is saved opens in transfo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from llm_course.configs import BERTConfig, BERTLabelConfig
 from llm_course.errors import ConfigError
-from llm_course.models.bert import LAYOUT, BERTBody, Pooler
+from llm_course.models.bert import INIT_STD, LAYOUT, BERTBody, Pooler
 from llm_course.models.layout import FileLayout, read_settings, write_settings
 from llm_course.shapes import Float, Int
 
@@ -117,6 +118,24 @@ class BERTForQuestionAnswering(BERTBody):
         """Both scores of each token; `inputs` are those of `BERT.hidden`."""
         start, end = self.head(self.hidden(input_ids, **inputs)).unbind(-1)
         return Span(start, end)
+
+
+def new_head(model: BERTBody, labels: Sequence[str] = ()) -> None:
+    """Give the model a head that is drawn anew, for these classes; for answers there are none.
+
+    The head of an earlier task goes. `ConfigError` for fewer than two labels, or equal ones.
+    """
+    old = model.get_submodule("head").weight
+    n_rows = 2
+    if isinstance(model, _Labelled):
+        model.config = replace(model.config, labels=tuple(labels))
+        n_rows = len(labels)
+    elif labels:
+        raise ConfigError(f"{type(model).__name__} has no labels, got {list(labels)}")
+    head = nn.Linear(model.config.d_model, n_rows, device=old.device, dtype=old.dtype)
+    nn.init.normal_(head.weight, std=INIT_STD)
+    nn.init.zeros_(head.bias)
+    model.head = head
 
 
 def train_last_blocks(model: BERTBody, n_blocks: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -312,18 +312,36 @@ def _place_of(
     return None
 
 
+class Found(NamedTuple):
+    """An answer as text[start:end], and its score minus that of "no answer"."""
+
+    start: int
+    end: int
+    score: float
+
+
 def best_answer(
     windows: Sequence[tuple[Window, Sequence[float], Sequence[float]]],
     text: str,
     longest: int,
     candidates: int = 20,
 ) -> tuple[str, float]:
+    """The text of `best_place`, and its score."""
+    found = best_place(windows, longest, candidates)
+    return text[found.start : found.end], found.score
+
+
+def best_place(
+    windows: Sequence[tuple[Window, Sequence[float], Sequence[float]]],
+    longest: int,
+    candidates: int = 20,
+) -> Found:
     """The stretch of the text whose first and last token have the largest sum of scores.
 
-    Over all windows of one example; not longer than `longest` tokens. The second value is the
-    score of the answer minus that of "no answer", which is the sum of the scores at [CLS].
+    Over all windows of one example; not longer than `longest` tokens. The score of "no answer" is
+    the sum of the scores at [CLS], the lowest over the windows. -inf where there is no token.
     """
-    best, best_score, none = "", -math.inf, math.inf
+    best, none = Found(0, 0, -math.inf), math.inf
     for window, start, end in windows:
         none = min(none, start[0] + end[0])
         allowed = [i for i, place in enumerate(window.offsets) if place is not None]
@@ -332,9 +350,9 @@ def best_answer(
         for first in firsts:
             for last in lasts:
                 score = start[first] + end[last]
-                if first <= last < first + longest and score > best_score:
+                if first <= last < first + longest and score > best.score:
                     a, b = window.offsets[first], window.offsets[last]
                     assert a is not None
                     assert b is not None
-                    best, best_score = text[a[0] : b[1]], score
-    return best, best_score - none
+                    best = Found(a[0], b[1], score)
+    return best._replace(score=best.score - none)

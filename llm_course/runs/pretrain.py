@@ -185,13 +185,13 @@ def pretrain_command(
         f"{size.d_model}, vocabulary {size.vocab_size}"
     )
     try:
-        _show_steps(run, resume=resume, say=say)
+        show_steps(run, resume=resume, say=say)
     except (KeyboardInterrupt, SystemExit):
         saved = list_checkpoints(directory / "checkpoints")
         if saved:
             say(f"saved {saved[0]}: the same command with --resume goes on from there")
         raise
-    last = _last_line(directory) if first else {}
+    last = last_line(directory) if first else {}
     seconds, tokens = last.get("seconds", math.nan), last.get("tokens", math.nan)
     summary = run.summary(seconds, tokens / seconds)
     if not first:
@@ -200,8 +200,11 @@ def pretrain_command(
     return directory
 
 
-def _show_steps(run: Any, *, resume: bool, say: Callable[[str], None]) -> None:
-    """Train with a progress bar; evaluations and an early stop get a line of their own."""
+def show_steps(run: Any, *, resume: bool, say: Callable[[str], None]) -> int:
+    """Train with a progress bar; evaluations and an early stop get a line of their own.
+
+    Returns the last step; 0 where nothing was left to train.
+    """
     from tqdm import tqdm
 
     total, last = run.train_config.max_steps, 0
@@ -221,13 +224,14 @@ def _show_steps(run: Any, *, resume: bool, say: Callable[[str], None]) -> None:
         say("nothing is left to train: this run had its last update before")
     elif last < total:
         say(f"stopped early after step {last}: the model has the weights of its best evaluation")
+    return last
 
 
 def _nothing(message: str) -> None:
     """What the other processes say."""
 
 
-def _last_line(directory: Path) -> dict[str, Any]:
+def last_line(directory: Path) -> dict[str, Any]:
     """Of the log, which also has the updates before an interruption."""
     log = directory / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []

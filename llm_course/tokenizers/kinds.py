@@ -20,7 +20,7 @@ from tokenizers import (
     trainers,
 )
 
-from llm_course.errors import ConfigError
+from llm_course.errors import ConfigError, DataError
 
 Kind = Literal["bpe", "wordpiece", "unigram", "word", "char"]
 
@@ -92,6 +92,29 @@ def untrained(kind: str, lowercase: bool = False) -> tokenizers.Tokenizer:
     if kind == "wordpiece":
         return _wordpiece(lowercase)
     return _unigram(list(SPECIAL_TOKENS["unigram"]))
+
+
+def wordpiece_of_vocabulary(text: str, *, lowercase: bool) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from its vocab.txt, a piece a line; `DataError` without its special tokens.
+
+    As in the published code, lowercasing takes the accents away too.
+    """
+    pieces = text.removesuffix("\n").split("\n")
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    special = [name for name in SPECIAL_TOKENS["wordpiece"] if name in ids]
+    if absent := set(SPECIAL_TOKENS["wordpiece"]) - set(special):
+        raise DataError(f"a vocabulary of BERT has {', '.join(sorted(absent))}, this one has not")
+    if len(ids) < len(pieces):
+        raise DataError(f"{len(pieces) - len(ids)} lines of the vocabulary are there twice")
+    backend = _wordpiece(lowercase)
+    backend.model = models.WordPiece(ids, unk_token="[UNK]")
+    backend.add_special_tokens([AddedToken(name, special=True) for name in special])
+    single, pair = _TEMPLATES["wordpiece"]
+    names = [(name, ids[name]) for name in special if name in f"{single} {pair}"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=names
+    )
+    return backend
 
 
 def check_vocab_size(kind: str, vocab_size: int, n_special: int | None = None) -> None:

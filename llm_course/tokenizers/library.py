@@ -17,7 +17,12 @@ import tokenizers
 from tokenizers import AddedToken
 
 from llm_course.errors import ConfigError, DataError
-from llm_course.tokenizers.kinds import SPECIAL_TOKENS, Kind, train_backend
+from llm_course.tokenizers.kinds import (
+    SPECIAL_TOKENS,
+    Kind,
+    train_backend,
+    wordpiece_of_vocabulary,
+)
 from llm_course.tokenizers.words import check_not_text, check_text, no_text
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
@@ -105,16 +110,12 @@ class Tokenizer:
     def load(cls, directory: str | Path) -> Tokenizer:
         """Read what `save` wrote, or a published tokenizer.json; `DataError` names what is wrong.
 
-        tokenizer_config.json may be missing: then the special tokens are known by their names.
+        tokenizer_config.json may be missing: then the special tokens are known by their names. A
+        BERT that was published with vocab.txt alone is read too. What a published file says of
+        padding and of cutting is dropped: both belong to the batch, not to the text.
         """
         folder = Path(directory)
-        path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-        if not path.is_file():
-            raise DataError(f"{folder}: no tokenizer.json in this folder")
-        try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises nothing more precise
-            raise DataError(f"{path}: not a tokenizer: {error}") from error
+        config_path = folder / "tokenizer_config.json"
         config: Any = {}
         if config_path.is_file():
             try:
@@ -123,6 +124,7 @@ class Tokenizer:
                 raise DataError(f"{config_path}: not JSON: {error}") from error
         if not isinstance(config, dict):
             raise DataError(f"{config_path}: expected an object, got {type(config).__name__}")
+        backend = _read_backend(folder, config)
         return cls(backend, str(config.get("kind", "")), _roles_of(backend, config, config_path))
 
     def encode(
@@ -152,6 +154,32 @@ class Tokenizer:
         self.backend.encode_special_tokens = not parse_special
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
         return [item.ids for item in encoded]
+
+    def encode_with_offsets(
+        self, texts: Sequence[str]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """For each text its ids, and where each piece lies in it: text[start:end], in characters.
+
+        The places are those of the text as it was given, also where the tokenizer lowercases.
+        """
+        check_not_text(texts)
+        for number, text in enumerate(texts):
+            check_text(text, f"text {number}")
+        self.backend.encode_special_tokens = True
+        encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(item.ids, item.offsets) for item in encoded]
+
+    def encode_words(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """For each row of words the ids of each word, so that a word can have a label.
+
+        A word is encoded by itself, as after a space. One without a piece, such as a zero-width
+        sign, becomes the unknown token where there is one: it has a label like any other.
+        """
+        check_not_text(rows)
+        words = list(dict.fromkeys(word for row in rows for word in row))
+        unknown = [] if self.unk_id is None else [self.unk_id]
+        ids = dict(zip(words, self.encode_batch(words)))
+        return [[list(ids[word] or unknown) for word in row] for row in rows]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Whole documents for a GPT: <bos>, the text, <eos>; `ConfigError` without these tokens."""
@@ -256,6 +284,25 @@ class Tokenizer:
     @property
     def mask_id(self) -> int | None:
         return self._role_id("mask")
+
+
+def _read_backend(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer of tokenizer.json, or of BERT's older vocab.txt."""
+    path = folder / "tokenizer.json"
+    old = not path.is_file() and (folder / "vocab.txt").is_file()
+    path = folder / "vocab.txt" if old else path
+    if not path.is_file():
+        raise DataError(f"{folder}: no tokenizer.json in this folder")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if old:
+            return wordpiece_of_vocabulary(text, lowercase=config.get("do_lower_case", True))
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more precise
+        raise DataError(f"{path}: not a tokenizer: {error}") from error
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _special_tokens(kind: str, extra: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from llm_course.tokenizers.kinds import untrained
 Cut = Callable[[str], list[str]]
 
 
-def check_not_text(texts: Iterable[str]) -> None:
+def check_not_text(texts: Iterable[object]) -> None:
     """Refuse one text where several are wanted: its characters would count as texts."""
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"texts must be several texts, got one {type(texts).__name__}")

@@ -1,0 +1,135 @@
+"""`llm-course predict`: what a fine-tuned BERT says of texts, of a file or of the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_course.corpus.labelled import QuestionExample, TaggedExample, TextExample
+from llm_course.corpus.labelled_files import Columns, read_examples
+from llm_course.errors import ConfigError
+from llm_course.runs.predictor import (
+    AnswerPrediction,
+    ClassPrediction,
+    Predictor,
+    TagPrediction,
+)
+from llm_course.runs.sample import printable
+from llm_course.training.checkpoint import write_atomically
+from llm_course.training.precision import choose_device
+
+# What of --text, --pair, --question and --context each task takes.
+WANTED = {
+    "classify": ("text",),
+    "pair": ("text", "pair"),
+    "tag": ("text",),
+    "qa": ("question", "context"),
+}
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """The words and signs of a text, as tagged data have them: "Mara's cat." -> Mara's cat ."""
+    return tuple(re.findall(r"\w+(?:['’\-]\w+)*|[^\w\s]", text))
+
+
+def example_of(task: str, given: dict[str, str | None]) -> Any:
+    """The example that the options describe; `ConfigError` says which ones a task needs."""
+    wanted = WANTED[task]
+    there = [name for name, value in given.items() if value is not None]
+    if sorted(there) != sorted(wanted):
+        needed = " and ".join(f"--{name}" for name in wanted)
+        got = ", ".join(f"--{name}" for name in there) or "none of them"
+        raise ConfigError(f"the task {task!r} needs {needed} (or --data-files), got {got}")
+    values = {name: str(given[name]) for name in wanted}
+    for name, value in values.items():
+        if not value.strip():
+            raise ConfigError(f"--{name} must hold text, got {value!r}")
+    if task == "qa":
+        return QuestionExample(values["question"], values["context"])
+    if task == "tag":
+        return TaggedExample(split_words(values["text"]))
+    return TextExample(values["text"], None, values.get("pair"))
+
+
+def as_row(example: Any, prediction: Any) -> dict[str, Any]:
+    """An example and its prediction as plain values for a line of JSON."""
+    if isinstance(prediction, ClassPrediction):
+        pair = {} if example.pair is None else {"pair": example.pair}
+        p = {name: round(value, 6) for name, value in prediction.probabilities.items()}
+        return {"text": example.text, **pair, "label": prediction.label, "probabilities": p}
+    if isinstance(prediction, TagPrediction):
+        found = [
+            {"type": kind, "text": " ".join(example.words[a : b + 1]), "first": a, "last": b}
+            for kind, a, b in prediction.entities
+        ]
+        row = {"tokens": example.words, "tags": prediction.tags, "entities": found}
+        return row | ({"words_not_seen": prediction.left_out} if prediction.left_out else {})
+    assert isinstance(prediction, AnswerPrediction)
+    score = round(prediction.score, 4) if math.isfinite(prediction.score) else None
+    return {
+        "question": example.question,
+        "answer": prediction.text,
+        "start": prediction.start,
+        "end": prediction.end,
+        "score": score,
+    }
+
+
+def predict_command(
+    *,
+    model: str,
+    data_files: Sequence[str],
+    text_column: str | None,
+    pair_column: str | None,
+    text: str | None,
+    pair: str | None,
+    question: str | None,
+    context: str | None,
+    out: str | None,
+    overwrite: bool,
+    device: str,
+) -> None:
+    """What the command line does: a line of JSON for each example, to a file or to the terminal."""
+    given = {"text": text, "pair": pair, "question": question, "context": context}
+    one = any(value is not None for value in given.values())
+    if one and data_files:
+        raise ConfigError(f"give data files or one text, not both: {data_files[0]!r}")
+    target = None if out is None else Path(out)
+    if target is not None:
+        _check_target(target, overwrite)
+    chosen = choose_device(device)
+    predictor = Predictor.load(model)
+    task = predictor.settings.task
+    if data_files:
+        columns = Columns(text=text_column, pair=pair_column)
+        examples = read_examples(task, tuple(data_files), columns, labelled=False)
+    else:
+        examples = [example_of(task, given)]
+    predictor.model.to(chosen)
+    encoded = predictor.encode(examples, labelled=False)
+    if encoded.cut:
+        print(
+            f"too long for {predictor.settings.context} tokens: {encoded.report()}", file=sys.stderr
+        )
+    rows = map(as_row, examples, predictor.predict(examples))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if target is None:
+        print(printable(lines), end="")
+    else:
+        write_atomically(target, lines.encode())
+        print(f"wrote {len(examples):,} predictions to {target}", file=sys.stderr)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a file that is there or cannot be."""
+    if target.is_dir():
+        raise ConfigError(f"out must be a file, {target} is a directory")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} is there already: choose another --out, or add --overwrite")
+    if not target.parent.is_dir():
+        raise ConfigError(f"out must lie in a directory that exists, {target.parent} does not")
