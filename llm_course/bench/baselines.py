@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_course.corpus.labelled import QuestionExample, TaggedExample, TextExample
 from llm_course.corpus.sentences import split_sentences
+from llm_course.training.scores import accuracy, answer_scores, entity_scores, macro_f1
 
 WORD = re.compile(r"\w+")
 OPENING = 3  # words of a question that say what kind it is
@@ -97,3 +98,13 @@ def _ruled(example: QuestionExample, known: set[str]) -> str:
             if not asked & set(WORD.findall(run)):
                 best = max(best, (0, shared, -number, len(run), run.strip(" ,")))
     return str(best[-1]) if best else ""
+
+
+def bare_scores(task: str, examples: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
+    """The scores of a task, of class names, of tags, or of the texts of answers."""
+    if task == "tag":
+        return entity_scores(predicted, [e.tags for e in examples])
+    if task == "qa":
+        return answer_scores(predicted, [[answer.text for answer in e.answers] for e in examples])
+    true = [e.label for e in examples]
+    return {"accuracy": accuracy(predicted, true), "macro_f1": macro_f1(predicted, true)}

