@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_course.bench import results
 from llm_course.bench.baselines import bag_of_words, bare_scores, dictionary, question_rule
 from llm_course.bench.record import Place, RecordedRun, part_of, say
-from llm_course.bench.results import load_checkpoint
 from llm_course.configs import TrainConfig
 from llm_course.corpus.labelled import town_examples, town_splits
 from llm_course.corpus.town.tasks import SHIFTS, entities, questions, sentiment
@@ -87,7 +87,7 @@ def settings(max_steps: int, lr: float, seed: int) -> TrainConfig:
 
 def finetune_town_cpu(place: Place) -> dict[str, Any]:
     """Each task, way and seed from one checkpoint; rates by dev, test sets opened once a run."""
-    checkpoint = load_checkpoint(CHECKPOINT)
+    checkpoint = results.load_checkpoint(CHECKPOINT)
     seeds = SEEDS[:2] if place.tiny else SEEDS
     n_held_out = 20 if place.tiny else HELD_OUT
     tasks = {}
