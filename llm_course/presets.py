@@ -139,10 +139,10 @@ class BERTPreset:
 BERT_PRESETS = {
     "cpu": BERTPreset(
         model=BERTConfig(
-            n_layers=2, d_model=128, n_heads=4, d_ff=512, n_positions=160, dropout=0.0
+            n_layers=2, d_model=128, n_heads=8, d_ff=512, n_positions=160, dropout=0.0
         ),
         data=DataConfig(context=160, batch_size=8, documents=40_000, tokenizer="wordpiece"),
-        train=TrainConfig(max_steps=1500, lr=3e-3, warmup_steps=100, min_lr=1e-4),
+        train=TrainConfig(max_steps=1000, lr=2.5e-3, warmup_steps=50, min_lr=2e-4),
     ),
     "t4": BERTPreset(
         model=BERTConfig(

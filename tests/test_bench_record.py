@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_course.bench import bert_runs
 from llm_course.bench.record import recorded_runs
 from llm_course.cli import main
 
@@ -21,6 +22,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "val", "test_2016_flickr"):
         rows = json.dumps(pair, ensure_ascii=False) + "\n"
         (folder / f"multi30k_en_de/{name}.jsonl").write_text(rows * 12, encoding="utf-8")
+    paragraphs = [f"The man has {n} dogs. It is late, and he is tired.\n\n" for n in range(40)]
+    for name in (*bert_runs.BOOKS, bert_runs.SCORED):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("".join(paragraphs))
     return folder
 
 

@@ -30,6 +30,7 @@ class Place:
     out: Path
     data_dir: Path
     tiny: bool
+    checkpoint: Path  # the directory of a checkpoint that is kept beside the result
 
     def text_file(self, name: str) -> Path:
         """A text in the data folder; `DataError` says what to put where."""
@@ -54,9 +55,10 @@ class RecordedRun:
 
 def recorded_runs() -> dict[str, RecordedRun]:
     """All runs by name."""
-    from llm_course.bench import finetune_real, finetune_runs, gpt_runs, translate_runs
+    from llm_course.bench import bert_runs, finetune_real, finetune_runs, gpt_runs, translate_runs
 
-    return gpt_runs.RUNS | translate_runs.RUNS | finetune_runs.RUNS | finetune_real.RUNS
+    runs = gpt_runs.RUNS | translate_runs.RUNS | bert_runs.RUNS
+    return runs | finetune_runs.RUNS | finetune_real.RUNS
 
 
 def record_command(
@@ -70,7 +72,12 @@ def record_command(
     if name not in runs:
         raise ConfigError(f"name must be one of {', '.join(runs)}, got {name!r}")
     suffix = "-tiny" if tiny else ""
-    place = Place(out=Path(out) / f"{name}{suffix}", data_dir=Path(data_dir), tiny=tiny)
+    place = Place(
+        out=Path(out) / f"{name}{suffix}",
+        data_dir=Path(data_dir),
+        tiny=tiny,
+        checkpoint=Path(results) / f"{name}{suffix}",
+    )
     path = Path(results) / f"{name}{suffix}.json"
     print(json.dumps(record(name, runs[name], place, path), indent=2))
 

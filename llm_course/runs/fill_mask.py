@@ -28,7 +28,7 @@ def load_bert(directory: str | Path) -> tuple[BERT, Tokenizer]:
     if kind != "bert":
         raise ConfigError(f"this needs a BERT (model_type 'bert'), {path} holds {kind!r}")
     tokenizer = Tokenizer.load(path)
-    model = BERT.from_pretrained(path)
+    model = BERT.from_pretrained(path, dtype=torch.float32)  # a file may be in float16
     tokenizer.check_fits(model.config)
     return model, tokenizer
 

@@ -145,7 +145,9 @@ def prepare_bert(
     pad_id = prepared.masking.pad_id
     config = dataclasses.replace(model, vocab_size=len(tokens), pad_token_id=pad_id)
     torch.manual_seed(train_config.seed)
-    return BERTRun(model=BERT(config), data=prepared, train_config=train_config, out=out)
+    network = BERT(config)
+    network.reset_to_neighbours()
+    return BERTRun(model=network, data=prepared, train_config=train_config, out=out)
 
 
 def prepare(
