@@ -1,0 +1,765 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 BERT: two tasks without labels
+
+# %% [markdown]
+# # 11 Lab: fine-tune BERT
+#
+# BADGE
+#
+# **You will** give one pretrained BERT three new heads, for a class of a text, a class of each word, and
+# an answer in a text. You will freeze it, train its last block, train everything, and train the same model
+# from nothing, and compare all of them with a method that needs no network. You will choose on one set and report on
+# another, measure whether a model knows how sure it may be, and read its mistakes.
+#
+# **Needs** [chapter 09](09_bert_objectives.ipynb). **Runs** in 90 seconds on one core.
+# **Source** {cite:p}`devlin2019`; `llm_course/runs/finetune.py`, `llm_course/models/heads.py`,
+# `llm_course/objectives/labelled.py`.
+#
+# B4, B5 and B6 are ids of steps in the article that this course follows. The
+# [source map](../book/source_map.md) lists them.
+
+# %% [markdown]
+# COLAB
+
+# %%
+import inspect
+import math
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from llm_course import BERTConfig
+from llm_course.bench.baselines import (
+    bare_scores,
+    dictionary,
+    question_rule,
+)
+from llm_course.bench.finetune_runs import (
+    OWN_START,
+    PLANS,
+    WAYS,
+    best_bag,
+    settings,
+    untrained,
+)
+from llm_course.bench.results import load_checkpoint, load_result
+from llm_course.checks import ch11
+from llm_course.configs import BERTLabelConfig
+from llm_course.corpus.labelled import HeldOut, town_examples, town_splits
+from llm_course.corpus.town.tasks import entities as town_entities
+from llm_course.corpus.town.tasks import sentiment
+from llm_course.errors import DataError, HeldOutError
+from llm_course.models.heads import (
+    BERTForQuestionAnswering,
+    BERTForSequenceClassification,
+    BERTForTokenClassification,
+)
+from llm_course.objectives.labelled import (
+    answer_loss_fn,
+    classification_loss_fn,
+)
+from llm_course.runs.finetune import prepare_finetune
+from llm_course.training.scores import (
+    calibration_bins,
+    calibration_error,
+    entity_scores,
+)
+from llm_course.visualize.curves import plot_bars
+from llm_course.visualize.measured import measured
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+
+# %% [markdown]
+# ## Why fine-tune?
+#
+# Labels are expensive. Somebody has to read each text and say what is right. Plain text is cheap: there is more of it
+# than anybody can read. Chapter 09 showed two tasks that make their own labels from plain text. A model that has
+# done them for a long time has learnt which words belong together, and which word depends on which. The hope is
+# that it then needs only a few labelled examples for a task that somebody cares about.
+#
+# The recipe has two parts. **Pretraining** is done once, on plain text. **Fine-tuning** is done for each task: take the
+# pretrained weights, put a small new layer on top, and train on the labelled examples. This lab does the second
+# part three times from one checkpoint, and each time it asks the same question: *what was the pretraining worth?*
+#
+# The checkpoint is the course's own. It is a small BERT that has read stories of Town for some minutes on one core
+# (`llm-course record --name bert_town_cpu`). It lies in the repository, with its tokenizer.
+
+# %%
+checkpoint = load_checkpoint("bert_town_cpu")
+print(sorted(file.name for file in checkpoint.iterdir()))
+told = load_result("bert_town_cpu")
+print(
+    {name: told["model"][name] for name in ("n_layers", "d_model", "n_heads")}
+)
+print(f"{told['parameters']:,} parameters")
+
+# %% [markdown]
+# ## B4: labelled examples
+#
+# Town has labelled tasks, made from the same stories. Three of them are used here. The first asks for a **class**: is the
+# story positive or negative? The second asks for a **tag of each word**: is it part of the name of a person, a
+# place, a job, an event, or of nothing? The third asks a **question**, and the answer is a stretch of the story.
+#
+# `town_splits` makes three sets. We learn from *train*, choose by *dev*, and report on *test*. They come from different
+# stories. The training sets are small on purpose.
+
+# %% tags=["covers-B4"]
+TASKS = ("classify", "tag", "qa")
+splits = {task: town_splits(task, PLANS[task].n_train, 300) for task in TASKS}
+for task, sets in splits.items():
+    print(f"{task:>8}: {len(sets.train)} to learn from, {len(sets.dev)} dev")
+
+example = splits["classify"].train[0]
+print(f"\n{example.text}\nlabel: {example.label}\n")
+tagged = splits["tag"].train[0]
+found = [
+    f"{word} {tag}"
+    for word, tag in zip(tagged.words, tagged.tags)
+    if tag != "O"
+]
+print(", ".join(found), "\n")
+asked = splits["qa"].train[0]
+print(asked.context)
+print(f"{asked.question}  {asked.answers[0].text}")
+
+# %% [markdown]
+# A tag `B-PERSON` says that a name begins here; `I-PERSON` would say that it goes on. `O` is every other word. This way of
+# writing is called BIO. All words without a tag in the print have the tag O.
+#
+# Now read the first story again. Its label is not certain: Town draws it from a probability that depends on the good
+# and bad words of the story. So no model can be right always, and we know how often the best one could be right.
+# For entities and questions the text decides everything, and the best score is 1.
+
+# %%
+best = {task: PLANS[task].best(300, 0, "test") for task in TASKS}
+for task, score in best.items():
+    print(f"{task:>8}: the best possible {PLANS[task].score} is {score:.3f}")
+
+# %% [markdown]
+# ## A class for a text
+#
+# ### The head
+#
+# BERT turns a row of {math}`T` tokens into {math}`T` vectors. The first token of each row is `[CLS]`, which stands for
+# nothing, so its vector is free to stand for the whole row. The pooler passes it through one layer with a tanh:
+# {math}`h = \tanh(W_p\,x_{\texttt{[CLS]}} + b_p)`. A new matrix {math}`W` with one row for each class gives a score
+# for each class, and the softmax makes them probabilities:
+#
+# $$p(c \mid x) = \frac{e^{z_c}}{\sum_{k} e^{z_k}}, \qquad z = W h + b$$ (eq-finetune-class)
+#
+# The loss is the cross-entropy, the negative logarithm of the probability of the right class, as a mean over the {math}`N` texts:
+#
+# $$\mathcal L = -\frac1N \sum_{n=1}^{N} \log p(c_n \mid x_n)$$ (eq-finetune-class-loss)
+#
+# As plain loops, from the vectors of the last block to the loss:
+
+
+# %% tags=["covers-B5"]
+def plain_class_loss(model, hidden: torch.Tensor, labels: list) -> float:
+    """The pooler, the head, the softmax and the mean, one number a time."""
+    w_p, b_p = model.pooler.w.weight.tolist(), model.pooler.w.bias.tolist()
+    w, b = model.head.weight.tolist(), model.head.bias.tolist()
+    total = 0.0
+    for row, label in zip(hidden.tolist(), labels):
+        x = row[0]  # [CLS]
+        h = [
+            math.tanh(sum(p * q for p, q in zip(line, x)) + shift)
+            for line, shift in zip(w_p, b_p)
+        ]
+        z = [
+            sum(p * q for p, q in zip(line, h)) + shift
+            for line, shift in zip(w, b)
+        ]
+        total -= z[label] - math.log(sum(math.exp(score) for score in z))
+    return total / len(labels)
+
+
+SMALL = {"vocab_size": 50, "n_layers": 1, "d_model": 12, "n_heads": 2}
+SMALL |= {"d_ff": 24, "n_positions": 16, "dropout": 0.0}
+torch.manual_seed(0)
+three = BERTLabelConfig(**SMALL, labels=("a", "b", "c"))
+model = BERTForSequenceClassification(three).double()
+with torch.no_grad():
+    model.head.weight.mul_(30.0)  # a fresh head is undecided
+ids = torch.randint(5, 50, (4, 9), generator=generator)
+labels = torch.tensor([2, 0, 1, 1])
+batch = {"input_ids": ids, "labels": labels}
+with torch.no_grad():
+    total, count = classification_loss_fn(model, batch)["class"]
+    hidden = model.hidden(ids)
+by_hand = plain_class_loss(model, hidden, labels.tolist())
+assert abs((total / count).item() - by_hand) < 1e-10
+last_token = plain_class_loss(model, hidden.flip(1), labels.tolist())
+assert abs(last_token - by_hand) > 1e-3  # [CLS] is the first token
+print(f"{by_hand:.3f} nats a text, log 3 = {math.log(3):.3f}")
+
+# %% [markdown]
+# The control reads the last token in place of the first, and gets another number.
+#
+# ### B5: frozen
+#
+# The article's step B5 says: load the weights, **freeze** BERT, and train the classifier. Frozen means that the weights do
+# not change. Only {math}`W` and {math}`b` of {eq}`eq-finetune-class` are learnt, a few hundred numbers. `prepare_finetune` loads the
+# checkpoint, adds a head and prepares batches. `train_blocks=0` freezes everything else.
+
+# %% tags=["covers-B5"]
+for way, options in WAYS.items():
+    print(f"{way:>12}: {options or 'no options'}")
+
+
+nothing_read = untrained(checkpoint, Path(tempfile.mkdtemp()), seed=0)
+
+
+def prepare(task: str, way: str, rate: float):
+    plan = PLANS[task]
+    return prepare_finetune(
+        task,
+        splits[task],
+        checkpoint=nothing_read if way == OWN_START else checkpoint,
+        train_config=settings(plan.max_steps, rate, seed=0),
+        batch_size=plan.batch_size,
+        **WAYS[way],
+    )
+
+
+run = prepare("classify", "frozen", 1e-2)
+learn = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
+print(f"\nlearnt: { {name: tuple(p.shape) for name, p in learn.items()} }")
+before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+for step in run.steps():
+    pass
+moved = [
+    name
+    for name, p in run.model.named_parameters()
+    if not torch.equal(p, before[name])
+]
+print("moved: ", moved)
+assert moved == list(learn) == ["head.weight", "head.bias"]
+frozen_model = run
+
+# %% [markdown]
+# The loop compares every weight with a copy from before. Nothing else has moved, not by the smallest amount. **Check this
+# in your own programs**: a flag that says "frozen" is not a proof. An exercise below shows why.
+#
+# A frozen BERT is a fixed function from texts to vectors, and the head is a logistic regression on them. It can only use
+# what the vectors show as they are.
+#
+# ### Four ways, and one without a network
+#
+# The paper does not freeze: it trains **everything**, the new head and all the old weights, with a small learning rate. Between
+# the two one can train the **last block**, the pooler and the head. And to see what pretraining is worth, the same model is trained
+# **from scratch**. It begins with the start weights that pretraining began with, drawn anew, and everything else is equal: so the only difference
+# is the text that the other model has read.
+#
+# The fifth line is a **bag of words**: count the words of a story, forget their order, and learn one weight for each word by logistic
+# regression. If a network does not beat this, there is no reason to use the network.
+#
+# The learning rate is chosen by the development set. To keep this notebook short, both rates are tried only for one way; the others
+# take the higher one.
+
+
+# %%
+def fine_tune(task: str, way: str, rate: float):
+    run = prepare(task, way, rate)
+    for _ in run.steps():
+        pass
+    return run, run.dev_scores()[PLANS[task].score]
+
+
+tried = {
+    rate: fine_tune("classify", "everything", rate)
+    for rate in PLANS["classify"].tried("everything")
+}
+best_rate = max(tried, key=lambda rate: tried[rate][1])
+runs = {"classify": {"frozen": frozen_model}}
+dev = {"classify": {"frozen": frozen_model.dev_scores()["accuracy"]}}
+for way in ("last block", "everything", "from scratch"):
+    runs["classify"][way], dev["classify"][way] = (
+        tried[best_rate]
+        if way == "everything"
+        else fine_tune("classify", way, PLANS["classify"].tried(way)[-1])
+    )
+
+# %%
+print(inspect.getsource(best_bag))
+bag = best_bag(splits["classify"].train, splits["classify"].dev)
+said = bag(splits["classify"].dev)
+score = bare_scores("classify", splits["classify"].dev, said)["accuracy"]
+dev["classify"]["bag of words"] = score
+with measured():
+    for rate, (_, score) in tried.items():
+        print(f"everything, rate {rate}: {score:.3f}")
+    print()
+    for name, score in dev["classify"].items():
+        print(f"{name:>12}: {score:.3f} on dev")
+
+# %% [markdown]
+# (text about classification results)
+
+# %% [markdown]
+# ### B6: choose on dev, report on test
+#
+# We have looked at the development set many times: for each rate, for each way, for each strength of the bag. The best of many
+# numbers is too good, because part of it is luck. So the number for the report has to come from examples that have chosen nothing. The test
+# set is for this, and **it can be used once**. Whoever looks twice will keep the better model, and then the test set has
+# chosen.
+#
+# Most programs leave this to the discipline of their users. Here the code enforces it: a `HeldOut` set opens once, and only
+# when there is a score on dev.
+
+# %% tags=["covers-B6"]
+final = runs["classify"]["everything"]
+scores, test_examples, predictions = final.test_results()
+with measured():
+    print({name: round(score, 3) for name, score in scores.items()})
+try:
+    final.test_scores()
+except HeldOutError as error:
+    print(error)
+
+fresh = prepare("classify", "everything", 1e-3)
+try:
+    fresh.test_scores()
+except HeldOutError as error:
+    print(error)
+
+shared = HeldOut(splits["classify"].test)  # one for all runs
+assert shared.open({"accuracy": 0.8}) == list(splits["classify"].test)
+try:
+    shared.open({"accuracy": 0.9})
+except HeldOutError:
+    print("and it stays shut")
+
+# %% [markdown]
+# The second message came before any work on dev: who has not chosen anything yet cannot report. How large is the error that
+# this prevents? An exercise at the end computes it: with twenty equal models and a test set of 200 examples, the best of
+# them looks better by several percent.
+#
+# ### Which mistakes?
+#
+# An accuracy is one number for two kinds of mistakes. The **confusion matrix** counts them apart: a row for each true class,
+# a column for each answer.
+
+# %%
+#| alt: A square of four fields with numbers. The rows are the true classes negative and positive, the
+#|   columns the predicted ones. The two fields on the diagonal are dark and hold most of the 300
+#|   stories; the two others are light.
+names = final.predictor.labels
+table = Counter(
+    (example.label, guess.label)
+    for example, guess in zip(test_examples, predictions)
+)
+grid = [[table[true, said] for said in names] for true in names]
+figure, axes = plt.subplots(figsize=(3.6, 3.2))
+axes.imshow(grid, cmap="Blues", vmin=0, vmax=170)
+for i, row in enumerate(grid):
+    for j, n in enumerate(row):
+        color = "white" if n > 90 else "black"
+        axes.text(j, i, n, ha="center", va="center", color=color)
+axes.set_xticks(range(2), names)
+axes.set_yticks(range(2), names)
+axes.set_xlabel("predicted")
+axes.set_ylabel("true")
+plt.show()
+
+# %% [markdown]
+# (confusion text)
+#
+# ### How sure may it be?
+#
+# The softmax gives a probability with each answer. Is it true? A model is **calibrated** if, of all answers that it gives with
+# 80 %, eight in ten are right. To measure this, put the answers into bins by their confidence, and compare the mean confidence of each
+# bin with the share that is right. The **expected calibration error** {cite:p}`guo2017` is the mean distance, each bin weighted by
+# its number of answers:
+#
+# $$\text{ECE} = \sum_{b} \frac{n_b}{N}\,\bigl|\,\text{right}_b - \text{confidence}_b\,\bigr|$$ (eq-ece)
+
+
+# %%
+def plain_ece(confidence: list, right: list, n_bins: int = 10) -> float:
+    total = 0.0
+    for b in range(n_bins):
+        low, high = b / n_bins, (b + 1) / n_bins
+        inside = [i for i, c in enumerate(confidence) if low < c <= high]
+        if inside:
+            sure = sum(confidence[i] for i in inside) / len(inside)
+            share = sum(right[i] for i in inside) / len(inside)
+            total += len(inside) / len(right) * abs(share - sure)
+    return total
+
+
+confidence = [max(g.probabilities.values()) for g in predictions]
+right = [g.label == e.label for e, g in zip(test_examples, predictions)]
+error = calibration_error(confidence, right)
+assert abs(error - plain_ece(confidence, right)) < 1e-10
+assert abs(error - abs(sum(confidence) - sum(right)) / len(right)) < 1  # noqa
+
+known = list(sentiment.examples(300, 0, "test"))  # the same stories
+assert [e.text for e in known] == [e.text for e in test_examples]
+ideal = [sentiment.label_distribution(e.derivation) for e in known]
+ideal_sure = [max(p) for p in ideal]
+ideal_right = [p[e.label] == max(p) for e, p in zip(known, ideal)]
+ideal_error = calibration_error(ideal_sure, ideal_right)
+print(f"the rule that Town draws labels by: {ideal_error:.3f}")
+with measured():
+    print(f"the model: calibration error {error:.3f}")
+    print(f"mean confidence {sum(confidence) / 300:.3f}")
+    print(f"share right {sum(right) / 300:.3f}")
+
+# %%
+#| alt: PLACEHOLDER
+#| caption: A calibrated model would lie on the dashed line.
+#| name: fig-11-calibration
+figure, axes = plt.subplots(figsize=(4.4, 3.8))
+for name, sure, hit, color, mark in (
+    ("fine-tuned BERT", confidence, right, "#0072B2", "o"),
+    ("Town's own rule", ideal_sure, ideal_right, "#D55E00", "s"),
+):
+    bins = calibration_bins(sure, hit)
+    axes.plot(
+        [b.confidence for b in bins],
+        [b.right for b in bins],
+        marker=mark,
+        color=color,
+        label=name,
+    )
+axes.plot([0.5, 1], [0.5, 1], color="black", ls="--", lw=1)
+axes.set_xlabel("confidence")
+axes.set_ylabel("share that is right")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# (calibration text)
+#
+# ### Read the mistakes
+#
+# Numbers do not say why. In Town we know for each story how many good and bad words it has, and which label the
+# majority asks for. So the mistakes fall into two kinds. In one, the label itself goes against the words, and the
+# best reader would be wrong too. In the other, the model has misread the story.
+
+# %%
+wrong = [i for i, hit in enumerate(right) if not hit]
+noise = [i for i in wrong if not ideal_right[i]]
+misread = [i for i in wrong if ideal_right[i]]
+with measured():
+    print(f"{len(wrong)} wrong: {len(noise)} by the label, ", end="")
+    print(f"{len(misread)} by the model")
+    for i in sorted(misread, key=lambda i: -confidence[i])[:3]:
+        good, bad = sentiment.polarity(known[i].derivation)
+        print(f"\n{known[i].text}")
+        print(
+            f"  {good} good and {bad} bad words, {known_label(i)}; "
+            f"the model: {predictions[i].label} {confidence[i]:.2f}"
+        )
+
+# %% [markdown]
+# (errors text)
+#
+# ## A class for each word
+#
+# ### Pieces and words
+#
+# For tags every token gets a softmax of its own, from its own vector {math}`x_t`:
+# {math}`p(y \mid x, t) = \operatorname{softmax}(W x_t + b)_y`. But the labels belong to words, and the model reads
+# **pieces**: WordPiece cuts a rare word into several. The rule of the paper is to ask only at the **first piece** of each word.
+# The others have the label −100, *not counted*. With {math}`M` for the set of first pieces:
+#
+# $$\mathcal L = -\frac{1}{|M|} \sum_{t \in M} \log p(y_t \mid x, t)$$ (eq-finetune-tag-loss)
+#
+# `[CLS]`, `[SEP]` and padding have no word, so they have −100 as well.
+
+# %% tags=["covers-B4"]
+run = prepare("tag", "everything", 1e-3)
+rows = run.predictor.encode(splits["tag"].dev, labelled=True).rows
+row = max(rows, key=lambda row: row.label.count(-100))
+tag_names = run.predictor.labels
+shown = 0
+for token, label in zip(row.ids, row.label):
+    piece = run.predictor.tokenizer.token(token)
+    if piece.startswith("##") or shown < 12:
+        shown += 1
+        print(f"{piece:>10}  {tag_names[label] if label >= 0 else label}")
+
+
+def plain_tag_loss(model, hidden: torch.Tensor, labels: list) -> float:
+    """A softmax at each counted token, and the mean over these."""
+    w, b = model.head.weight.tolist(), model.head.bias.tolist()
+    total, counted = 0.0, 0
+    for row, row_labels in zip(hidden.tolist(), labels):
+        for x, label in zip(row, row_labels):
+            if label == -100:
+                continue
+            z = [
+                sum(p * q for p, q in zip(line, x)) + shift
+                for line, shift in zip(w, b)
+            ]
+            total -= z[label] - math.log(sum(math.exp(s) for s in z))
+            counted += 1
+    return total / counted
+
+
+torch.manual_seed(0)
+model = BERTForTokenClassification(three).double()
+with torch.no_grad():
+    model.head.weight.mul_(30.0)
+labels = torch.randint(3, (4, 9), generator=generator)
+labels[:, 0], labels[:, -1], labels[1, 3:6] = -100, -100, -100
+with torch.no_grad():
+    total, count = classification_loss_fn(
+        model, {"input_ids": ids, "labels": labels}
+    )["class"]
+    hidden = model.hidden(ids)
+by_hand = plain_tag_loss(model, hidden, labels.tolist())
+assert abs((total / count).item() - by_hand) < 1e-10
+all_counted = plain_tag_loss(model, hidden, labels.clamp_min(0).tolist())
+assert abs(all_counted - by_hand) > 1e-3  # -100 is not the class 0
+print(f"\n{by_hand:.3f} nats a word, over {int(count)} of {labels.numel()}")
+
+# %% [markdown]
+# Would it matter to label every piece? A word of four pieces would then count four times, and the model would be asked
+# things that have no answer: the third piece of a name, seen alone, is no name.
+#
+# ### Accuracy says little here
+#
+# How good is a model that says O to everything? Most words are O, so most of its tags are right. It has not found one name. So the
+# score is the **F1 of whole entities**: an entity is right when its type, its first and its last word are right.
+# **Precision** is the share of the entities found that are right, **recall** the share of the true ones that are found, and F1 is
+# twice their product divided by their sum.
+
+# %%
+tests = {
+    shift: town_examples("tag", 300, 0, "test", shift)
+    for shift in ("none", "unseen_name", "unseen_template")
+}
+words = [tag for e in tests["none"] for tag in e.tags]
+nothing = [["O"] * len(e.tags) for e in tests["none"]]
+print(f"always O: accuracy {words.count('O') / len(words):.3f}, ", end="")
+f1 = entity_scores(nothing, [e.tags for e in tests["none"]])["f1"]
+print(f"entity F1 {f1:.3f}")
+assert words.count("O") / len(words) > 0.8 > f1
+
+# %% [markdown]
+# ### A dictionary, and names that it has never seen
+#
+# The method without a network is a **dictionary**: it notes for each word the tag that it had most often in training. A
+# word that is not in it gets O. This is strong for jobs, of which there are few. It cannot work for a new name.
+#
+# Town can test exactly this. The names of the split *unseen_name* are put together from syllables that training shows, but in
+# combinations that the labelled examples never show. A person can tell a name by what stands around it: somebody
+# *lived* in a place, somebody *said* something. A BERT sees what stands around. The split *unseen_template* has known names, but new
+# combinations of sentences.
+#
+# One thing must be said in fairness: the plain text of pretraining was not cleared of these names. The pretrained model may have read them, without
+# any label; the dictionary and the model from scratch have not.
+
+# %%
+print(inspect.getsource(dictionary))
+runs["tag"], dev["tag"], shifted = {}, {}, {}
+for way in WAYS:
+    rate = PLANS["tag"].tried(way)[-1]
+    runs["tag"][way], dev["tag"][way] = fine_tune("tag", way, rate)
+    predictor = runs["tag"][way].predictor
+    shifted[way] = {
+        shift: predictor.score(found, predictor.predict(found))["f1"]
+        for shift, found in tests.items()
+    }
+look_up = dictionary(splits["tag"].train)
+shifted["dictionary"] = {
+    shift: bare_scores("tag", found, look_up(found))["f1"]
+    for shift, found in tests.items()
+}
+with measured():
+    print(f"{'test set':>12}:", *shifted["frozen"])
+    for way, row in shifted.items():
+        print(f"{way:>12}:", *(f"{score:.3f}" for score in row.values()))
+
+# %%
+#| alt: PLACEHOLDER
+#| caption: Entity F1 on ordinary stories, and on stories with names that no label has shown.
+#| name: fig-11-names
+figure = plot_bars(
+    {
+        way: {"known names": row["none"], "unseen": row["unseen_name"]}
+        for way, row in shifted.items()
+    },
+    y_label="entity F1",
+    title="A dictionary does not know new names",
+)
+plt.show()
+
+# %% [markdown]
+# (tag text)
+
+# %%
+run = runs["tag"]["everything"]
+found = run.predict(tests["unseen_name"])
+kinds = Counter()
+for example, guess in zip(tests["unseen_name"], found):
+    for word, true, said in zip(example.words, example.tags, guess.tags):
+        if true != said:
+            kinds[true, said, word[0].isupper()] += 1
+faulty = [
+    (e, g) for e, g in zip(tests["unseen_name"], found) if e.tags != g.tags
+]
+with measured():
+    for (true, said, capital), n in kinds.most_common(5):
+        print(f"{n:4d} times {true} taken for {said}, capital: {capital}")
+    for example, guess in faulty[:4]:
+        print()
+        for place, (word, true, said) in enumerate(
+            zip(example.words, example.tags, guess.tags)
+        ):
+            if true != said:
+                around = example.words[max(place - 4, 0) : place + 4]
+                print(f"{' '.join(around)}: {word} is {true}, not {said}")
+
+# %% [markdown]
+# (tag error text)
+#
+# ## An answer in a text
+#
+# ### Two softmaxes over places
+#
+# A question and a story stand in one row: `[CLS]` question `[SEP]` story `[SEP]`, with segment 0 for the first and 1
+# for the second. The answer is a stretch of the story, so it has a first and a last token. The new head has two vectors, {math}`S`
+# and {math}`E`. Each token gets two scores, {math}`s_i = S \cdot x_i` and {math}`e_i = E \cdot x_i`, and a softmax **over the tokens of the row** gives
+# the probability that the answer begins, or ends, there:
+#
+# $$p_\text{first}(i) = \frac{e^{s_i}}{\sum_j e^{s_j}}, \qquad p_\text{last}(j) = \frac{e^{e_j}}{\sum_k e^{e_k}}$$ (eq-finetune-span)
+#
+# With {math}`a` and {math}`b` for the first and the last token of the right answer, the loss of a question is the mean of two cross-entropies:
+#
+# $$\mathcal L = -\tfrac12 \bigl(\log p_\text{first}(a) + \log p_\text{last}(b)\bigr)$$ (eq-finetune-span-loss)
+#
+# Before, the softmax ran over classes, and each token had its own. Here it runs over the places, and padding must take no part in it.
+
+
+# %% tags=["covers-B4"]
+def plain_span_loss(model, hidden, seen, first: list, last: list) -> float:
+    """Two softmaxes over the places of each row that are no padding."""
+    w, b = model.head.weight.tolist(), model.head.bias.tolist()
+    total = 0.0
+    for row, mask, ends in zip(
+        hidden.tolist(), seen.tolist(), zip(first, last)
+    ):
+        for line, shift, place in zip(w, b, ends):
+            z = [sum(p * q for p, q in zip(line, x)) + shift for x in row]
+            normaliser = sum(math.exp(s) for s, m in zip(z, mask) if m)
+            total -= (z[place] - math.log(normaliser)) / 2
+    return total / len(first)
+
+
+torch.manual_seed(0)
+model = BERTForQuestionAnswering(BERTConfig(**SMALL)).double()
+with torch.no_grad():
+    model.head.weight.mul_(30.0)
+seen = torch.ones(4, 9, dtype=torch.bool)
+seen[2, 6:] = False
+batch = {
+    "input_ids": ids.masked_fill(~seen, 0),
+    "attention_mask": seen,
+    "start_positions": torch.tensor([1, 4, 2, 0]),
+    "end_positions": torch.tensor([3, 4, 5, 0]),
+}
+with torch.no_grad():
+    total, count = answer_loss_fn(model, batch)["answer"]
+    hidden = model.hidden(batch["input_ids"], attention_mask=seen)
+ends = batch["start_positions"].tolist(), batch["end_positions"].tolist()
+by_hand = plain_span_loss(model, hidden, seen, *ends)
+assert abs((total / count).item() - by_hand) < 1e-10
+padded = plain_span_loss(model, hidden, torch.ones_like(seen), *ends)
+assert abs(padded - by_hand) > 1e-3  # padding would take a share
+print(f"{by_hand:.3f} nats a question")
+
+# %% [markdown]
+# To answer, we look for the pair {math}`i \le j` with the largest {math}`s_i + e_j`, both in the story, and not more than a given number of tokens apart. The best
+# first token and the best last token by themselves can lie the wrong way round; an exercise asks for the search.
+#
+# The method without a network is a **rule**. Take the answers of the training questions that begin with the same three words. Of those that
+# stand in the story, take the one whose sentence shares most words with the question. Where none stands there, take the longest run
+# of words with capitals in the best sentence.
+
+# %%
+print(inspect.getsource(question_rule))
+runs["qa"], dev["qa"] = {}, {}
+for way in WAYS:
+    rate = PLANS["qa"].tried(way)[-1]
+    runs["qa"][way], dev["qa"][way] = fine_tune("qa", way, rate)
+rule = question_rule(splits["qa"].train)
+said = rule(splits["qa"].dev)
+dev["qa"]["rule"] = bare_scores("qa", splits["qa"].dev, said)["exact_match"]
+with measured():
+    for name, score in dev["qa"].items():
+        print(f"{name:>12}: exact match {score:.3f} on dev")
+
+# %% [markdown]
+# (qa text)
+#
+# What does the model point at? Here are both probabilities for one question of the test set, over the tokens of the story.
+
+# %%
+#| alt: PLACEHOLDER
+scores, asked_of, answers = runs["qa"]["everything"].test_results()
+hits = [
+    g.text in {a.text for a in e.answers} for e, g in zip(asked_of, answers)
+]
+shown = min(
+    (i for i, hit in enumerate(hits) if hit),
+    key=lambda i: len(asked_of[i].context),
+)
+example, predictor = asked_of[shown], runs["qa"]["everything"].predictor
+row = predictor.encode([example], labelled=True).rows[0]
+with torch.no_grad():
+    span = predictor.model.eval()(
+        torch.tensor([row.ids]), token_type_ids=torch.tensor([row.segments])
+    )
+first, last = (z[0].softmax(-1) for z in span)
+begin = row.segments.index(1)
+places = range(begin, len(row.ids))
+figure, axes = plt.subplots(figsize=(8, 3.2))
+axes.bar(
+    [i - 0.2 for i in places],
+    first[begin:],
+    0.4,
+    color="#0072B2",
+    label="first",
+)
+axes.bar(
+    [i + 0.2 for i in places], last[begin:], 0.4, color="#D55E00", label="last"
+)
+names = [predictor.tokenizer.token(row.ids[i]) for i in places]
+axes.set_xticks(places, names, rotation=90, fontsize=6)
+axes.set_ylabel("probability")
+axes.set_title(f"{example.question}  {answers[shown].text}", fontsize=9)
+axes.legend()
+plt.show()
+
+# %%
+missed = [i for i, hit in enumerate(hits) if not hit]
+kinds = Counter(" ".join(asked_of[i].question.split()[:2]) for i in missed)
+everybody = Counter(" ".join(e.question.split()[:2]) for e in asked_of)
+with measured():
+    print({name: round(score, 3) for name, score in scores.items()})
+    for kind, n in everybody.most_common(6):
+        print(f"{kind:>12}: {kinds[kind]:3d} of {n:3d} wrong")
+    for i in missed[:4]:
+        print(f"\n{asked_of[i].question}")
+        print(f"  {asked_of[i].context}")
+        print(f"  {asked_of[i].answers[0].text}, said: {answers[i].text}")
