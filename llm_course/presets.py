@@ -197,9 +197,9 @@ FINETUNE_PRESETS = {
         context=160,
         warmup=0.1,
         dropout=0.1,
-        frozen_lr=5e-3,
+        frozen_lr=1e-2,
         train=TrainConfig(
-            max_steps=1, lr=5e-4, schedule="linear", warmup_steps=0, weight_decay=0.01, beta2=0.999
+            max_steps=1, lr=1e-3, schedule="linear", warmup_steps=0, weight_decay=0.01, beta2=0.999
         ),
     ),
     # Published ones: Devlin et al. 2019, appendix A.3 (2 to 4 epochs, rates from 2e-5 to 5e-5).

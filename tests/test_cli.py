@@ -16,6 +16,9 @@ COMMAND_LINES = [
     ["pretrain", "gpt", "--preset", "t4", "--max-steps", "5", "--lr", "0.01", "--resume"],
     ["pretrain", "gpt", "--data-files", "a.txt", "b.txt", "--compile", "no", "--tokenizer", "char"],
     ["pretrain", "bert", "--whole-words", "--no-next-sentence", "--max-steps", "5"],
+    ["finetune", "bert", "--task", "pair", "--data-files", "a.csv", "b.csv", "--train-blocks", "0"],
+    ["finetune", "bert", "--text-column", "#1 String", "--keep-best", "--epochs", "2", "--resume"],
+    ["predict", "--question", "Who?", "--context", "Mara.", "--overwrite", "--out", "a.jsonl"],
     ["fill-mask", "--text", "The [MASK]", "--top", "3"],
     ["generate", "--prompt", "The", "--temperature", "0.5", "--top-k", "3", "--samples", "2"],
     ["record", "--name", "gpt_town", "--tiny"],
@@ -28,7 +31,16 @@ def test_a_machine_without_tyro_reads_the_same_options(words: list[str]) -> None
     assert parse_plainly(list(words)) == parse(list(words))
 
 
-@pytest.mark.parametrize("words", [["--help"], ["pretrain", "gpt", "--help"], ["record", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["pretrain", "gpt", "--help"],
+        ["finetune", "bert", "--help"],
+        ["predict", "--help"],
+        ["record", "--help"],
+    ],
+)
 def test_help_needs_no_torch(words: list[str]) -> None:
     program = (
         "import sys\nfrom llm_course.cli import main\n"

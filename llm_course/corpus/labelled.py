@@ -192,14 +192,37 @@ def content(example: Any) -> str:
 def split_off(examples: Sequence[E], share: float = 0.1, seed: int = 0) -> tuple[list[E], list[E]]:
     """Training and development examples, by a hash of the text: equal texts are on one side.
 
-    Questions go with their context, so no text that is learnt from is asked about.
+    Questions go with their context, so no text that is learnt from is asked about. A label that
+    would be in the second part alone stays in the first. `DataError` where nothing is left to
+    split off.
     """
     keys = [_key(example) for example in examples]
-    training, _ = split_documents(keys, share, seed)
-    kept = set(training)
+    if len(set(keys)) < 2:
+        raise DataError(_too_few(len(examples), len(set(keys))))
+    kept = set(split_documents(keys, share, seed)[0])
+    known = {label for e, key in zip(examples, keys) if key in kept for label in _labels_in(e)}
+    kept |= {key for e, key in zip(examples, keys) if not _labels_in(e) <= known}
     first = [e for e, key in zip(examples, keys) if key in kept]
     second = [e for e, key in zip(examples, keys) if key not in kept]
+    if not second:
+        raise DataError(_too_few(len(examples), len(set(keys))))
     return first, second
+
+
+def _too_few(n: int, different: int) -> str:
+    return (
+        f"no development set can be split off: {n} examples, {different} of them different, are "
+        "too few, since training needs one of each label; give development files (--dev-files)"
+    )
+
+
+def _labels_in(example: Any) -> set[str]:
+    """The class of a text, the types of entities of tagged words."""
+    if isinstance(example, TextExample):
+        return {str(example.label)}
+    if isinstance(example, TaggedExample):
+        return {tag[2:] for tag in example.tags or () if tag != "O"}
+    return set()
 
 
 def _key(example: Any) -> str:
@@ -245,6 +268,7 @@ def check_splits(task: str, splits: Splits) -> tuple[str, ...]:
     `DataError` names the file and line of a label that training does not have, and of an example
     of the wrong kind or without a label.
     """
+    check_task(task)
     parts = {"training": splits.train, "development": splits.dev, "test": _inside(splits.test)}
     if not splits.train or not splits.dev:
         empty = "training" if not splits.train else "development"
@@ -303,7 +327,7 @@ def check_not_blank(place: str, **texts: str | None) -> None:
             raise DataError(f"{place}: the {name} is empty")
 
 
-def check_tags(place: str, words: Sequence[str], tags: Sequence[str] | None) -> None:
+def check_tags(place: str, words: Sequence[Any], tags: Sequence[Any] | None) -> None:
     """Refuse words that are none, other numbers of words and tags, and what is no BIO tag."""
     if not words:
         raise DataError(f"{place}: no words")
@@ -362,19 +386,3 @@ def _warn_of_duplicates(training: Sequence[Any], others: Sequence[Any], name: st
             f"{f', the first at {place}' if place else ''}: the {name} score is too high",
             stacklevel=4,
         )
-
-
-__all__ = [
-    "TASKS",
-    "Answer",
-    "HeldOut",
-    "QuestionExample",
-    "Splits",
-    "TaggedExample",
-    "TextExample",
-    "check_splits",
-    "labels_of",
-    "split_off",
-    "town_examples",
-    "town_splits",
-]

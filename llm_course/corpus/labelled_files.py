@@ -81,7 +81,8 @@ def read_examples(
     for path in map(Path, files):
         examples, skipped = _read_file(task, path, columns, labelled, encoding)
         if not examples:
-            raise DataError(f"{path}: has no examples")
+            empty = path.stat().st_size == 0
+            raise DataError(f"{path}: {'is empty' if empty else 'has no examples'}")
         found += examples
         unanswered += skipped
     if not found:

@@ -157,32 +157,26 @@ def prepare_finetune(
     dropout = preset.dropout if dropout is None else dropout
     model = _model(task, directory, labels, dropout, from_scratch=from_scratch, seed=seed)
     train_last_blocks(model, len(model.blocks()) if train_blocks is None else train_blocks)
-    context = context or min(preset.context, model.config.n_positions)
+    if context is None:
+        context = min(preset.context, model.config.n_positions)
+    if stride is None:
+        stride = context // 4 if task == "qa" else 0
     settings = TaskSettings(
-        task=task,
-        context=context,
-        stride=context // 4 if stride is None and task == "qa" else stride or 0,
-        longest_answer=longest_answer,
+        task=task, context=context, stride=stride, longest_answer=longest_answer
     )
     predictor = Predictor(model, _tokenizer(directory, model.config), settings)
     encoded = {
         "train": predictor.encode(splits.train, labelled=True),
         "dev": predictor.encode(splits.dev, labelled=True),
     }
-    batches = _batches(predictor, encoded["train"], batch_size or preset.batch_size, seed)
+    rows = preset.batch_size if batch_size is None else batch_size
+    batches = _batches(predictor, encoded["train"], rows, seed)
     per_epoch = batches.batches_per_epoch
     config = train_config or _train_config(preset, train_blocks)
     if epochs is not None or train_config is None:
-        steps = (preset.epochs if epochs is None else epochs) * per_epoch
-        if steps < 1:
-            raise ConfigError(f"epochs must be at least 1, got {epochs}")
-        warmup = int(preset.warmup * steps) if warmup_steps is None else warmup_steps
-        config = dataclasses.replace(config, max_steps=steps, warmup_steps=warmup)
+        config = _for_epochs(config, preset, epochs, warmup_steps, per_epoch)
     if keep_best:
-        every = config.eval_every or min(per_epoch, config.max_steps)
-        config = dataclasses.replace(
-            config, eval_every=every, patience=config.patience or config.max_steps // every + 1
-        )
+        config = _keeping_best(config, per_epoch)
     test = splits.test if isinstance(splits.test, HeldOut) else HeldOut(splits.test)
     return FineTuneRun(
         predictor=predictor,
@@ -270,3 +264,25 @@ def _batches(predictor: Predictor, encoded: Encoded, batch_size: int, seed: int)
 def _train_config(preset: FineTunePreset, train_blocks: int | None) -> TrainConfig:
     lr = preset.frozen_lr if train_blocks == 0 else preset.train.lr
     return dataclasses.replace(preset.train, lr=lr)
+
+
+def _for_epochs(
+    config: TrainConfig,
+    preset: FineTunePreset,
+    epochs: int | None,
+    warmup_steps: int | None,
+    per_epoch: int,
+) -> TrainConfig:
+    """The settings with the number of updates that the epochs make."""
+    steps = (preset.epochs if epochs is None else epochs) * per_epoch
+    if steps < 1:
+        raise ConfigError(f"epochs must be at least 1, got {epochs}")
+    warmup = int(preset.warmup * steps) if warmup_steps is None else warmup_steps
+    return dataclasses.replace(config, max_steps=steps, warmup_steps=warmup)
+
+
+def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
+    """An evaluation after each epoch, and so much patience that training never ends early."""
+    every = config.eval_every or min(per_epoch, config.max_steps)
+    patience = config.patience or config.max_steps // every + 1
+    return dataclasses.replace(config, eval_every=every, patience=patience)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_course.configs import TrainConfig
-from llm_course.corpus.labelled import Splits, split_off, town_splits
+from llm_course.corpus.labelled import Splits, labels_of, split_off, town_splits
 from llm_course.corpus.labelled_files import Columns, read_examples
 from llm_course.errors import ConfigError
 from llm_course.runs.finetune import FineTuneRun, prepare_finetune, preset_for
 from llm_course.runs.pretrain import last_line, show_steps
+from llm_course.runs.sample import printable
 from llm_course.training.checkpoint import list_checkpoints
 from llm_course.training.precision import choose_device, choose_precision
 from llm_course.training.run_directory import check_out, write_summary
+
+CHECKPOINT = "runs/bert/model"  # the default of the command line
 
 # Options of the command line that are fields of TrainConfig.
 TRAINING = (
@@ -42,6 +46,10 @@ def read_splits(
 
     Without development files a part of the training examples is split off.
     """
+    if not 0 < dev_share < 1:
+        raise ConfigError(f"dev_share must be between 0 and 1, got {dev_share}")
+    if examples < 1:
+        raise ConfigError(f"examples must be at least 1, got {examples}")
     if not data_files:
         if dev_files or test_files or columns != Columns():
             raise ConfigError(
@@ -55,6 +63,7 @@ def read_splits(
     if dev_files:
         dev = read(dev_files)
     else:
+        labels_of(task, training)  # what is wrong with the file is not the fault of the split
         training, dev = split_off(training, dev_share, seed)
         said = f" (development: {dev_share:.0%} split off from the training files)"
     splits = Splits(training, dev, read(test_files) if test_files else [])
@@ -78,85 +87,58 @@ def _check_different(*groups: tuple[str, ...]) -> None:
         seen.add(path)
 
 
-def training_of(
-    checkpoint: str,
-    options: dict[str, Any],
-    *,
-    max_steps: int | None,
-    warmup_steps: int | None,
-    frozen: bool,
-) -> TrainConfig:
+def training_of(checkpoint: str, options: dict[str, Any], *, frozen: bool) -> TrainConfig:
     """The preset's settings with the options that were given; epochs may set the updates anew."""
     preset = preset_for(checkpoint)
     given = {k: v for k, v in options.items() if k in TRAINING and v is not None}
     if frozen:
         given.setdefault("lr", preset.frozen_lr)
-    if max_steps is not None:
-        warmup = int(preset.warmup * max_steps) if warmup_steps is None else warmup_steps
-        given |= {"max_steps": max_steps, "warmup_steps": warmup}
+    steps, warmup = options["max_steps"], options["warmup_steps"]
+    if steps is not None:
+        warmup = int(preset.warmup * steps) if warmup is None else warmup
+        given |= {"max_steps": steps, "warmup_steps": warmup}
     return dataclasses.replace(preset.train, **given)
 
 
-def finetune_command(
-    *,
-    task: str,
-    checkpoint: str,
-    out: str,
-    resume: bool,
-    data_files: tuple[str, ...],
-    dev_files: tuple[str, ...],
-    test_files: tuple[str, ...],
-    text_column: str | None,
-    pair_column: str | None,
-    label_column: str | None,
-    examples: int,
-    dev_share: float,
-    epochs: int | None,
-    max_steps: int | None,
-    warmup_steps: int | None,
-    train_blocks: int | None,
-    **options: Any,
-) -> None:
+def finetune_command(*, task: str, checkpoint: str, out: str, resume: bool, **options: Any) -> None:
     """What the command line does: read, train with a progress bar, score, write the summary."""
     say = partial(print, file=sys.stderr)
     directory = Path(out)
-    if epochs is not None and max_steps is not None:
-        raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
-    choose_precision(choose_device(options["device"] or "auto"), options["precision"] or "auto")
+    _check_options(checkpoint, options)
     check_out(directory, resume)
-    config = training_of(
-        checkpoint,
-        options,
-        max_steps=max_steps,
-        warmup_steps=warmup_steps,
-        frozen=train_blocks == 0,
-    )
-    if max_steps is None and epochs is None:
-        epochs = preset_for(checkpoint).epochs
+    config = training_of(checkpoint, options, frozen=options["train_blocks"] == 0)
+    if options["max_steps"] is None and options["epochs"] is None:
+        options["epochs"] = preset_for(checkpoint).epochs
     splits, said = read_splits(
         task,
-        data_files=tuple(data_files),
-        dev_files=tuple(dev_files),
-        test_files=tuple(test_files),
-        columns=Columns(text=text_column, pair=pair_column, label=label_column),
-        examples=examples,
-        dev_share=dev_share,
+        **{name: tuple(options.pop(name)) for name in ("data_files", "dev_files", "test_files")},
+        columns=Columns(**{n: options.pop(f"{n}_column") for n in ("text", "pair", "label")}),
+        examples=options.pop("examples"),
+        dev_share=options.pop("dev_share"),
         seed=options["seed"],
     )
     say(f"data: {said}")
+    rest = {k: v for k, v in options.items() if k not in (*TRAINING, "max_steps")}
     run = prepare_finetune(
-        task,
-        splits,
-        checkpoint=checkpoint,
-        train_config=config,
-        epochs=epochs,
-        warmup_steps=warmup_steps,
-        train_blocks=train_blocks,
-        out=directory,
-        **{k: v for k, v in options.items() if k not in TRAINING},
+        task, splits, checkpoint=checkpoint, train_config=config, out=directory, **rest
     )
     _describe(run, say)
     _train_and_score(run, directory, resume, say)
+
+
+def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
+    """What can be refused before any work."""
+    epochs, max_steps = options["epochs"], options["max_steps"]
+    if epochs is not None and max_steps is not None:
+        raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("finetune runs in one process: start it without torchrun")
+    choose_precision(choose_device(options["device"] or "auto"), options["precision"] or "auto")
+    if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
+        raise ConfigError(
+            f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
+            "`llm-course pretrain bert`"
+        )
 
 
 def _describe(run: FineTuneRun, say: Any) -> None:
@@ -166,7 +148,7 @@ def _describe(run: FineTuneRun, say: Any) -> None:
     predictor, model = run.predictor, run.model
     if predictor.labels:
         shown = ", ".join(predictor.labels[:12]) + (", ..." if len(predictor.labels) > 12 else "")
-        say(f"labels: {shown}")
+        say(f"labels: {printable(shown)}")
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(n for n, learns in sizes if learns)
     say(

@@ -86,47 +86,52 @@ def predict_command(
     data_files: Sequence[str],
     text_column: str | None,
     pair_column: str | None,
-    text: str | None,
-    pair: str | None,
-    question: str | None,
-    context: str | None,
     out: str | None,
     overwrite: bool,
     device: str,
+    **given: str | None,
 ) -> None:
-    """What the command line does: a line of JSON for each example, to a file or to the terminal."""
-    given = {"text": text, "pair": pair, "question": question, "context": context}
-    one = any(value is not None for value in given.values())
-    if one and data_files:
+    """What the command line does: a line of JSON for each example, to a file or to the terminal.
+
+    `given` is one example: text, pair, question, context.
+    """
+    if any(value is not None for value in given.values()) and data_files:
         raise ConfigError(f"give data files or one text, not both: {data_files[0]!r}")
     target = None if out is None else Path(out)
     if target is not None:
-        _check_target(target, overwrite)
+        _check_target(target, overwrite, data_files)
     chosen = choose_device(device)
     predictor = Predictor.load(model)
-    task = predictor.settings.task
+    predictor.model.to(chosen)
     if data_files:
         columns = Columns(text=text_column, pair=pair_column)
-        examples = read_examples(task, tuple(data_files), columns, labelled=False)
+        examples = read_examples(
+            predictor.settings.task, tuple(data_files), columns, labelled=False
+        )
     else:
-        examples = [example_of(task, given)]
-    predictor.model.to(chosen)
+        examples = [example_of(predictor.settings.task, given)]
     encoded = predictor.encode(examples, labelled=False)
     if encoded.cut:
-        print(
-            f"too long for {predictor.settings.context} tokens: {encoded.report()}", file=sys.stderr
-        )
+        said = f"too long for {predictor.settings.context} tokens: {encoded.report()}"
+        print(said, file=sys.stderr)
     rows = map(as_row, examples, predictor.predict(examples))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    _write(lines, target)
+
+
+def _write(lines: str, target: Path | None) -> None:
     if target is None:
         print(printable(lines), end="")
     else:
         write_atomically(target, lines.encode())
-        print(f"wrote {len(examples):,} predictions to {target}", file=sys.stderr)
+        n = lines.count("\n")
+        print(f"wrote {n:,} prediction{'s' * (n != 1)} to {target}", file=sys.stderr)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, overwrite: bool, data_files: Sequence[str]) -> None:
     """Refuse, before any work, a file that is there or cannot be."""
+    if target.resolve() in {Path(name).resolve() for name in data_files}:
+        raise ConfigError(f"out must not be one of the data files, got {str(target)!r}")
     if target.is_dir():
         raise ConfigError(f"out must be a file, {target} is a directory")
     if target.exists() and not overwrite:

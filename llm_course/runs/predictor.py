@@ -127,7 +127,8 @@ class Encoded:
 
     def report(self) -> str:
         """What happened to long examples, in words."""
-        said = f"{len(self.left_out):,} examples"
+        n = len(self.left_out)
+        said = f"{n:,} example{'s' * (n != 1)}"
         if self.windows:
             said += f" in {len(self.rows):,} windows"
         said += f", {self.cut:,} cut"

@@ -74,6 +74,7 @@ def made_with(run: Run) -> dict[str, Any]:
         "tokenizer": tokenizer_hash(run.tokenizer),
         "data": fingerprint() if callable(fingerprint) else fingerprint,
         "batches_per_update": run.config.accumulation * distributed.world_size(),
+        "frozen_tensors": sum(not p.requires_grad for p in run.model.parameters()),
     }
 
 

@@ -184,9 +184,10 @@ def load_optimizer_tensors(
 
 
 def describe(config: Any) -> dict[str, Any] | None:
-    """A model's config as a plain dict, if it has one that can be compared."""
+    """A model's config as a plain dict, as JSON gives it back, if it can be compared."""
     if is_dataclass(config) and not isinstance(config, type):
-        return asdict(config)
+        fields = asdict(config)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     return dict(config) if isinstance(config, Mapping) else None
 
 
@@ -212,6 +213,9 @@ def refuse_another_run(
     for part in ("tokenizer", "data", "batches_per_update"):
         if saved.get(part) != now.get(part):
             faults.append(f"{part} was {_short(saved.get(part))} and is {_short(now.get(part))}")
+    before, after = saved.get("frozen_tensors", 0), now.get("frozen_tensors", 0)
+    if before != after:
+        faults.append(f"{before} tensors were frozen and {after} are")
     if faults:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(faults)}. Resume with the same settings, "
