@@ -152,7 +152,7 @@ BERT_PRESETS = {
             context=256, batch_size=64, documents=200_000, tokenizer="wordpiece", vocab_size=8192
         ),
         train=TrainConfig(
-            max_steps=4000, lr=1e-3, warmup_steps=400, min_lr=1e-5, eval_every=500, save_every=500
+            max_steps=4000, lr=7e-4, warmup_steps=400, min_lr=1e-5, eval_every=500, save_every=500
         ),
     ),
     "h200": BERTPreset(
@@ -163,7 +163,7 @@ BERT_PRESETS = {
             context=256, batch_size=256, documents=500_000, tokenizer="wordpiece", vocab_size=8192
         ),
         train=TrainConfig(
-            max_steps=6000, lr=1e-3, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000
+            max_steps=6000, lr=5e-4, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000
         ),
     ),
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from llm_course.bench import bert_runs
 from llm_course.bench.record import recorded_runs
 from llm_course.cli import main
+from llm_course.models.bert import BERT
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,17 @@ def test_a_run_works_the_first_time(name: str, data_dir: Path, tmp_path: Path) -
     assert result["tiny"] is True
     for key in ("command", "commit", "device", "device_name", "versions", "seed", "seconds"):
         assert key in result
+    kept = result.get("checkpoint", {})
+    assert bool(kept) == (name in ("bert_town_cpu", "bert_books_cpu"))
+    for file, digest in kept.items():
+        content = (tmp_path / "results" / f"{name}-tiny" / file).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+    if kept:
+        directory = tmp_path / "results" / f"{name}-tiny"
+        assert {path.name for path in directory.iterdir()} == kept.keys()
+        weights = BERT.from_pretrained(directory).token_embedding.weight
+        assert weights.dtype == torch.float16
+        assert {"mlm", "nsp"} == result["curve"][-1]["validation_losses"].keys()
     if name == "gpt_town":  # given again, it goes on from its checkpoints and has the same curve
         assert main(words) == 0
         again = json.loads((tmp_path / "results" / f"{name}-tiny.json").read_text())

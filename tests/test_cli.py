@@ -165,6 +165,29 @@ def test_pretrain_bert_on_a_text_file(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("preset", ["t4", "h200"])
+def test_the_presets_for_gpus_read_files_and_data_sets_in_the_layout_of_the_hub(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [f"The quick fox jumps {i} times. It lands on dog {i}!" for i in range(60)]
+    (tmp_path / "mine.txt").write_text("\n\n".join(texts))
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "train.jsonl").write_text(rows)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    small = ["--preset", preset, "--context", "48", "--vocab-size", "120", *TINY]
+    losses = []
+    for name, source in (
+        ("files", ["--data-files", str(tmp_path / "mine.txt")]),
+        ("hub", ["--dataset", str(folder)]),
+    ):
+        assert main(["pretrain", "bert", "--out", str(tmp_path / name), *source, *small]) == 0
+        losses.append(json.loads((tmp_path / name / "summary.json").read_text())["val_loss"])
+    assert losses[0] == losses[1]  # the same texts, wherever they come from
+
+
 def test_errors_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words, phrase in (
         (["pretrain", "gpt", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),

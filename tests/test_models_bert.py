@@ -27,7 +27,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from llm_course.configs import BERTConfig
-from llm_course.models.bert import BERT, BERTOutput
+from llm_course.models.bert import BERT, NEIGHBOURS, BERTOutput
 
 TINY = BERTConfig(vocab_size=37, n_layers=2, d_model=24, n_heads=3, d_ff=40, n_positions=16)
 
@@ -319,6 +319,45 @@ def test_initialisation_is_small_and_normal() -> None:
             assert parameter.eq(0.0 if name.endswith("bias") else 1.0).all(), name
         else:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+
+
+def looks(model: BERT, ids: Tensor) -> Tensor:
+    """[H, T, S]: where the heads of the first block look."""
+    block = model.encoder[0]
+    with torch.no_grad():
+        return block.attn.weights(model._embed(ids, None, None))[0]
+
+
+def test_the_start_of_small_models_looks_at_neighbours_and_carries_over_what_it_sees() -> None:
+    torch.manual_seed(0)
+    model = BERT(BERTConfig(vocab_size=300, n_layers=2, d_model=128, n_heads=8, n_positions=64))
+    model.eval()
+    ids = torch.randint(300, (1, 60), generator=torch.Generator().manual_seed(1))
+    paper = looks(model, ids)
+    model.reset_to_neighbours()
+    weights = looks(model, ids)
+    for head in range(6):
+        offset = NEIGHBOURS[head % 4]
+        seen = weights[head].diagonal(offset).mean()
+        assert seen > 0.7
+        assert seen > 20 * weights[head].diagonal(-offset).mean()  # to one side only
+        assert paper[head].diagonal(offset).mean() < 0.03  # the control: everywhere alike
+    for head in (6, 7):
+        assert weights[head].diagonal(1).mean() < 0.1
+    attn = model.encoder[1].attn
+    x = torch.randn(50, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        carried = torch.cosine_similarity(attn.w_o(attn.w_v(x)), x, dim=-1).mean()
+    assert carried > 0.65
+    assert model.mlm_head.decoder.weight is model.token_embedding.weight
+
+
+@pytest.mark.parametrize(("d_model", "n_heads"), [(15, 5), (4, 4), (16, 1), (6, 2)])
+def test_the_start_of_small_models_fits_every_width(d_model: int, n_heads: int) -> None:
+    config = {"d_model": d_model, "n_heads": n_heads, "d_ff": 8, "n_positions": 9}
+    model = BERT(BERTConfig(vocab_size=20, n_layers=1, **config))
+    model.reset_to_neighbours()
+    assert model(torch.arange(9)[None]).mlm_logits.isfinite().all()
 
 
 def test_one_batch_can_be_learned_by_heart() -> None:

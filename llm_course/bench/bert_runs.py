@@ -60,7 +60,7 @@ def bert_books_cpu(place: Place) -> dict[str, Any]:
     preset = bert_preset("cpu")
     data = _books(place, dataclasses.replace(preset.data, context=128))
     model = dataclasses.replace(preset.model, n_positions=128)
-    return pretrained(place, model, data, _longer(preset.train, 6000), keep=True, scored=SCORED)
+    return pretrained(place, model, data, _longer(preset.train, 2500), keep=True, scored=SCORED)
 
 
 def bert_books(place: Place) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def _longer(training: TrainConfig, steps: int) -> TrainConfig:
         lr=2e-3,
         warmup_steps=200,
         min_lr=5e-5,
-        eval_every=1000,
-        save_every=1000,
+        eval_every=500,
+        save_every=500,
         keep_checkpoints=1,
         device="cpu",
     )

@@ -35,13 +35,19 @@ def run_training(run: Any) -> dict[str, Any]:
 
 
 def _thinned(lines: list[dict[str, Any]], max_steps: int) -> list[dict[str, Any]]:
-    """About a hundred points of the curve, and every evaluation."""
+    """About a hundred points of the curve, and every evaluation; each term where there are two."""
     every = max(max_steps // 100, 1)
     curve = []
     for line in lines:
-        row = {"step": line["step"], "loss": round(line["loss"], 4)}
+        row: dict[str, Any] = {"step": line["step"], "loss": round(line["loss"], 4)}
+        if len(line["losses"]) > 1:
+            row["losses"] = {name: round(loss, 4) for name, loss in line["losses"].items()}
         if line["validation"]:
             row["validation"] = round(line["validation"]["loss"], 4)
+            if len(line["losses"]) > 1:
+                row["validation_losses"] = {
+                    name: round(line["validation"][name], 4) for name in line["losses"]
+                }
         if line["step"] % every == 0 or line["validation"]:
             curve.append(row)
     return curve
