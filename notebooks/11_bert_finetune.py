@@ -227,7 +227,7 @@ recorded = load_result("finetune_town_cpu")
 
 def rate_of(task: str, way: str) -> float:
     """What the first seed of the recorded run has chosen on dev."""
-    return recorded["tasks"][task]["ways"][way]["rate"]
+    return recorded["tasks"][task]["ways"][way]["runs"][0]["rate"]
 
 
 nothing_read = untrained(checkpoint, Path(tempfile.mkdtemp()), seed=0)

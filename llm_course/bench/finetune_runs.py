@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from llm_course.tokenizers.library import Tokenizer
 
 CHECKPOINT = "bert_town_cpu"
 SEEDS = (0, 1, 2, 3, 4)
-HELD_OUT = 500  # examples of the development set, and of each test set
+HELD_OUT = 300  # examples of the development set, and of each test set
 OWN_START = "scratch (ours)"
 WAYS: dict[str, dict[str, Any]] = {
     "frozen": {"train_blocks": 0},
@@ -123,16 +124,16 @@ class Lab:
             pass
         return run
 
-    def row(self, task: str, plan: Plan, way: str, rates: Sequence[float], seed: int) -> Any:
+    def row(self, task: str, plan: Plan, way: str, seed: int) -> dict[str, Any]:
         """The best rate by dev, and its scores on dev and on the three test sets."""
         begin = time.process_time()
-        runs = {rate: self.trained(task, plan, way, rate, seed) for rate in rates}
+        runs = {rate: self.trained(task, plan, way, rate, seed) for rate in plan.tried(way)}
         dev = {rate: run.dev_scores()[plan.score] for rate, run in runs.items()}
         rate = max(dev, key=lambda rate: dev[rate])
         run = runs[rate]
         test = {"none": run.test_scores()[plan.score]}
         for shift in SHIFTS[1:]:
-            examples = town_examples(task, self.n_held_out, 0, "test", shift)
+            examples = _test_set(task, self.n_held_out, shift)
             test[shift] = run.predictor.score(examples, run.predict(examples))[plan.score]
         return {
             "seed": seed,
@@ -153,10 +154,16 @@ class Lab:
             predict = dictionary(splits.train) if task == "tag" else question_rule(splits.train)
         test = {}
         for shift in SHIFTS:
-            examples = town_examples(task, self.n_held_out, 0, "test", shift)
+            examples = _test_set(task, self.n_held_out, shift)
             test[shift] = bare_scores(task, examples, predict(examples))[plan.score]
         on_dev = bare_scores(task, splits.dev, predict(splits.dev))[plan.score]
         return {"seed": seed, "dev": on_dev, "test": test}
+
+
+@functools.cache
+def _test_set(task: str, n: int, shift: str) -> list[Any]:
+    """Made once: stories with a held-out combination are rare, so they take long to find."""
+    return town_examples(task, n, 0, "test", shift)
 
 
 def best_bag(training: Sequence[Any], dev: Sequence[Any]) -> Callable[[Sequence[Any]], list[str]]:
@@ -170,18 +177,17 @@ def finetune_town_cpu(place: Place) -> dict[str, Any]:
     """Each task, way and seed from one checkpoint; rates by dev, test sets opened once a run."""
     n_held_out = 20 if place.tiny else HELD_OUT
     lab = Lab(checkpoint=results.load_checkpoint(CHECKPOINT), place=place, n_held_out=n_held_out)
-    seeds = SEEDS[:2] if place.tiny else SEEDS
+    seeds = SEEDS[:1] if place.tiny else SEEDS
     tasks = {}
     for task, plan in PLANS.items():
         plan = _small(plan) if place.tiny else plan
         ways: dict[str, Any] = {}
         for way in WAYS:
-            rates, rows = plan.tried(way), []
-            for seed in seeds:  # the first seed chooses the rate for the others
-                made = partial(lab.row, task, plan, way, rates, seed)
+            rows = []
+            for seed in seeds:
+                made = partial(lab.row, task, plan, way, seed)
                 rows.append(part_of(place, f"{task}-{_plain(way)}-{seed}", made))
-                rates = (rows[0]["rate"],)
-            ways[way] = {"rate": rates[0], "runs": rows}
+            ways[way] = {"runs": rows}
             say(f"{task}, {way}: {[row['test']['none'] for row in rows]}")
         ways["baseline"] = {"runs": [lab.baseline(task, plan, seed) for seed in seeds]}
         best = {shift: plan.best(n_held_out, 0, "test", shift) for shift in SHIFTS}
@@ -193,23 +199,23 @@ def finetune_town_cpu(place: Place) -> dict[str, Any]:
         "checkpoint_of": CHECKPOINT,
         "held_out": n_held_out,
         "tasks": tasks,
-        "labels": _by_number(lab, {way: tasks["tag"]["ways"][way] for way in WAYS}),
+        "labels": _by_number(lab),
     }
 
 
-def _by_number(lab: Lab, ways: dict[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """Test scores of the entities for each number of labelled stories, at the chosen rates."""
+def _by_number(lab: Lab) -> dict[str, dict[str, list[Any]]]:
+    """Test scores of the entities for each number of labelled stories."""
     tiny = lab.place.tiny
     found: dict[str, dict[str, list[Any]]] = {}
     for way in ("everything", "scratch (paper)", "baseline"):
-        for n in (20, 24) if tiny else NUMBERS:
+        for n in (20,) if tiny else NUMBERS:
             plan = dataclasses.replace(_small(PLANS["tag"]) if tiny else PLANS["tag"], n_train=n)
             rows = []
             for seed in range(1 if tiny else 3):
                 if way == "baseline":
                     rows.append(lab.baseline("tag", plan, seed)["test"])
                     continue
-                made = partial(lab.row, "tag", plan, way, (ways[way]["rate"],), seed)
+                made = partial(lab.row, "tag", plan, way, seed)
                 name = f"labels-{_plain(way)}-{n}-{seed}"
                 rows.append(part_of(lab.place, name, made)["test"])
             found.setdefault(way, {})[str(n)] = rows
@@ -222,7 +228,9 @@ def _plain(way: str) -> str:
 
 
 def _small(plan: Plan) -> Plan:
-    return dataclasses.replace(plan, n_train=30, max_steps=2, batch_size=4)
+    return dataclasses.replace(
+        plan, n_train=30, max_steps=2, batch_size=4, rates=(1e-3,), frozen_rates=(1e-3,)
+    )
 
 
 RUNS = {
