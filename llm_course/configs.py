@@ -321,10 +321,11 @@ class PairConfig(_Config):
     tokenizer: Literal["bpe", "word"] = "word"  # one vocabulary for both languages
     vocab_size: int = 8192  # an upper bound
     batch_size: int = 32  # pairs in a batch
+    pool: int = 50  # batches whose pairs are sorted by length together; few: more mixed batches
     seed: int = 0  # of the data order and of Town
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "min_count", "held_out", "batch_size"):
+        for name in ("pairs", "min_count", "held_out", "batch_size", "pool"):
             _check(self, name, 1)
         _check(self, "vocab_size", 2)
         _check(self, "seed", 0, MAX_SEED)

@@ -70,6 +70,9 @@ PURPLE, ORANGE = "#CC79A7", "#E69F00"
 # The program that cuts is a **tokenizer**. It is fixed before the training of the model begins, and
 # can never be changed afterwards, since the model has learnt what each id means. The question of this
 # chapter is: *which pieces?*
+#
+# The text is again from *Town*, the invented stories that this course trains on. We take 1,500 stories
+# to learn from and 300 others to test with, and print one.
 
 # %%
 texts = [d.text for d in generate_documents(1500, seed=1, split="train")]
@@ -192,7 +195,8 @@ assert n_letters > 5 * n_words
 for character in "aé中😀":
     encoded = character.encode("utf-8")
     bits = " ".join(f"{byte:08b}" for byte in encoded)
-    print(f"{character}  U+{ord(character):05X}  {bits}")
+    number = f"U+{ord(character):04X}"
+    print(f"{character}  {number:>7}  {bits}")
 assert [len(c.encode()) for c in "aé中😀"] == [1, 2, 3, 4]
 
 # %% [markdown]
@@ -231,12 +235,13 @@ print("with errors='replace':", repr(half.decode(errors="replace")))
 # {math}`n_{ab}(w)` how often the piece {math}`a` stands directly before the piece {math}`b` in it. The
 # next merge is
 #
-# $$(a^*, b^*) = \operatorname*{arg\,max}_{(a,\,b)}\; \sum_{w} c_w \, n_{ab}(w)$$ (eq-bpe-merge)
+# $$\operatorname*{arg\,max}_{(a,\,b)}\; \sum_{w} c_w \, n_{ab}(w)$$ (eq-bpe-merge)
 #
-# Pairs never cross the border of a word. If two pairs are equally frequent, the one with the smaller
-# ids wins; the rule itself does not matter, but it has to be the same everywhere. Here are
+# Pairs never cross the border of a word. If two pairs are equally frequent, the one whose pieces have
+# the smaller ids wins; which rule it is does not matter, but it has to be the same everywhere. Here are
 # five words, and five merges, with loops that follow the formula. To keep it readable, the first
-# pieces are letters, not bytes.
+# pieces are letters, not bytes. (The paper also puts a sign at the end of each word, so that *er* at
+# the end of a word is another piece than *er* inside it. GPT-2 has no such sign, and neither have we.)
 
 # %%
 counts = {"bake": 3, "baker": 5, "baked": 2, "cake": 4, "lake": 1}
@@ -245,7 +250,7 @@ counts = {"bake": 3, "baker": 5, "baked": 2, "cake": 4, "lake": 1}
 def plain_merges(
     counts: dict[str, int], n: int, vocab: dict[str, int], show: bool = False
 ) -> list[tuple[str, str]]:
-    """{eq}`eq-bpe-merge` as loops."""
+    """The formula as loops; `vocab` gets the new pieces."""
     splits = {word: list(word) for word in counts}
     merges = []
     for step in range(1, n + 1):
@@ -282,10 +287,10 @@ by_loops = plain_merges(
 )
 
 # %% [markdown]
-# The last three letters are the same in all five words, so they become one piece after two merges.
-# Then come *bake*, which three words share, and *baker*, the most frequent word. Rare words stay in
-# pieces: "lake" is *l* and the rest. Nobody told the program what a stem or an ending is. It has found
-# both by counting, because they occur in many words.
+# Each line of counts shows the four most frequent pairs. The letters *a*, *k* and *e* follow each other in
+# all five words, so they become one piece after two merges. Then come *bake*, which three words share,
+# and *baker*, the most frequent word. Rare words stay in pieces, as "lake" does. Nobody told the program that
+# *bake* is the stem of three words. It has found this piece by counting.
 #
 # The package does the same, but counts only the words that a merge has changed. `most_frequent` is the
 # arg max with the rule for ties, `join_pair` joins one pair in one word, and `join` says how two pieces
@@ -301,20 +306,22 @@ by_package = learn_merges(splits, frequencies, dict(start), 8 + 5)
 assert by_package == by_loops
 
 each_once = dict.fromkeys(counts, 1)  # the control: c_w left out
-assert plain_merges(each_once, 5, dict(start)) != by_loops
+
+without_counts = plain_merges(each_once, 5, dict(start))
+assert without_counts != by_loops
 print("loops and package:", [a + b for a, b in by_package])
-print("without c_w:", [a + b for a, b in plain_merges(each_once, 5, start)])
+print("without c_w:      ", [a + b for a, b in without_counts])
 
 # %% [markdown]
-# If every word counts once, *cake* becomes a piece before *baker*, although "baker" is more frequent.
-# The counts {math}`c_w` decide which words deserve a piece.
+# If every word counts once, *lake* becomes a piece and *baker* does not, although "baker" is the most
+# frequent word and "lake" the rarest. The counts {math}`c_w` decide which words get a piece.
 #
 # ### Encoding: replay the merges
 #
 # A new text is encoded with the merges, not with the vocabulary. Cut each word into its first pieces.
 # Then look for the *oldest* merge that is possible, apply it everywhere in the word, and repeat until
-# nothing is possible. "caked" becomes *c ak e d* by the first merge and, two merges later, *cake d*.
-# There it stays: the five merges have no pair of *cake* and *d*.
+# nothing is possible. "caked" becomes *c ak e d* by the first merge. The second one joins *ak* and
+# *e*, and the fifth one makes it *cake d*. There it stays: no merge joins *cake* and *d*.
 
 # %%
 toy = BPE(
@@ -334,8 +341,13 @@ print(inspect.getsource(inspect.unwrap(BPE.split_word)))
 #
 # The class `BPE` of the package begins with the 256 bytes, as GPT-2 does {cite:p}`radford2019`. To
 # print a byte, it uses a letter: a byte that is a visible ASCII character is written as this
-# character, the space as `Ġ`. Before the first merge, the text is cut into words, and **a word takes
-# the space before it along**. So no space is lost, and decoding is nothing but joining.
+# character, the space as `Ġ`, and each other byte as some letter of its own. Before the first merge,
+# the text is cut into words, where digits and signs of punctuation are words of their own, and **a
+# word takes the space before it along**. So no space is lost. To decode, the program joins the bytes
+# of all pieces and reads them as UTF-8.
+#
+# Of the 1,000 ids 3 are for special tokens, which come at the end of the chapter, and 256 for the
+# bytes. The other 741 are merges.
 
 # %% tags=["covers-G1"]
 bpe = BPE.train(texts, vocab_size=1000)
@@ -349,7 +361,7 @@ for text in ("The baker mended the kettle.", my_sentence):
 # %% [markdown]
 # The first merges join letters that stand together in any English text. The last ones are parts of
 # words of Town. Your sentence comes back exactly, also where it has characters that Town has never
-# seen: an emoji is four pieces, one for each byte.
+# seen: the emoji is cut into its four bytes.
 #
 # Is this the algorithm that real models use? The `tokenizers` library trains the tokenizers of most
 # published models. It is written in Rust and is fast, but difficult to read. If we have understood
@@ -385,7 +397,7 @@ assert all(backwards.decode(backwards.encode(t)) == t for t in tests)
 # The order of merges makes a tree of each word.
 
 # %%
-#| alt: A tree over the eight letters of the word kitchen with the space before it. h and e join
+#| alt: A tree over the seven letters of the word kitchen and the space before it. h and e join
 #|   first, then i and t, then the space and k. he joins n to give hen, it joins c to give itc,
 #|   then space-k and itc join to give kitc with its space, and the last join gives the whole word.
 #|   Numbers at the joins give the place of each merge among all merges: 3, 29, 99, 237, 429, 452
@@ -422,6 +434,7 @@ axes.set_xticks([])
 axes.set_title("The merges of one word, oldest first")
 assert pieces[0][0] == "Ġkitchen"
 assert sum("Ġkitc" in pair for pair in bpe.merges) == 1  # used once
+assert bpe.ranks["h", "e"] == 2  # the third merge
 plt.show()
 
 # %% [markdown]
@@ -461,8 +474,8 @@ print(f"\nvocabulary and the ids of {len(tests)} texts are the library's")
 # %% [markdown]
 # In the second line the emoji has become `[UNK]`: whatever stood there cannot be brought back. Now
 # the control. A shorter piece would also fit at each place, and another rule would choose it. And
-# what if we replay the merges, as BPE does? The vocabulary was made by merges, so one might expect the
-# same result.
+# what if we replay merges, as BPE does? The library and our class make the vocabulary by merges, so
+# one might expect the same result.
 
 
 # %%
@@ -506,11 +519,14 @@ assert 0 < len(others) < len(town_words) / 2
 #
 # $$\text{score}(a, b) = \frac{\text{freq}(ab)}{\text{freq}(a)\cdot\text{freq}(b)}$$ (eq-wordpiece-score)
 #
-# The score asks: how much more often do {math}`a` and {math}`b` stand together than two pieces of
-# their frequency would by chance? But it leaves something out. If pieces are drawn independently,
-# with probability {math}`\text{freq}(a)/N` each, then joining all {math}`\text{freq}(ab)` pairs
-# raises the log-probability of the text by about {math}`\text{freq}(ab)\cdot\log(N\cdot\text{score})`.
-# That is the score's logarithm *times the number of pairs*. We let all three rules make 100 merges.
+# Here {math}`\text{freq}` says how often a piece, or a pair, occurs in the text. The score asks: how
+# much more often do {math}`a` and {math}`b` stand together than two pieces of
+# their frequency would by chance? But it leaves something out. Suppose that the text has {math}`N` pieces, drawn
+# independently, with probability {math}`\text{freq}(a)/N` each. Joining all {math}`\text{freq}(ab)`
+# pairs replaces the factor {math}`\text{freq}(a)/N \cdot \text{freq}(b)/N` of each of them by
+# {math}`\text{freq}(ab)/N`. So it
+# raises the log-probability of the text by about {math}`\text{freq}(ab)\cdot\log(N\cdot\text{score})`:
+# a logarithm of the score *times the number of pairs*. We let all three rules make 100 merges.
 
 
 # %%
@@ -561,6 +577,8 @@ for name, rule in (
     first = ", ".join(f"{piece} ({k})" for piece, k in merges[:5])
     print(f"{name}: {tokens_after[name]:6d} tokens after 100 merges")
     print(f"       first: {first}")
+    if name == "score":
+        assert merges[0] == ("##zz", 29)
 assert tokens_after["score"] > 1.3 * tokens_after["count"]
 assert tokens_after["gain"] < 1.1 * tokens_after["count"]
 
@@ -578,11 +596,11 @@ assert tokens_after["gain"] < 1.1 * tokens_after["count"]
 # with far too many pieces, gives a probability to each, and removes those that are needed least.
 #
 # The model is simple. Every piece {math}`x` has a probability {math}`p(x)`, and pieces are drawn
-# independently of each other. Most texts can be cut in several ways: a **segmentation**
-# {math}`(x_1, \dots, x_m)` is a row of pieces that spell the text. The probability of a text is the
-# sum over all of them:
+# independently of each other. Most words can be cut in several ways: a **segmentation** {math}`s` is a
+# row of pieces that spell the word. Let {math}`S(w)` be the set of all segmentations of the word {math}`w`. The
+# probability of {math}`s` is the product over its pieces, and that of {math}`w` is the sum over all ways to cut it:
 #
-# $$p(\text{text}) = \sum_{(x_1, \dots, x_m)\ \text{spell the text}}\ \prod_{i=1}^{m} p(x_i)$$ (eq-unigram)
+# $$p(w) = \sum_{s\, \in\, S(w)} p(s), \qquad p(s) = \prod_{x \,\in\, s} p(x)$$ (eq-unigram)
 #
 # Here is a small vocabulary, with probabilities that we set by hand. The word "restored" can be cut
 # in many ways. The first function lists all of them. The second computes the same sum without listing
@@ -609,7 +627,7 @@ def all_splits(word: str) -> list[list[str]]:
 
 
 def log_p_text(word: str, scores: dict[str, float], longest: int) -> float:
-    """The logarithm of {eq}`eq-unigram`, from left to right."""
+    """The logarithm of p(w), from left to right."""
     before = [0.0] + [-math.inf] * len(word)
     for end in range(1, len(word) + 1):
         for begin, score in arcs_into(word, end, scores, longest):
@@ -636,9 +654,9 @@ for split in splits[:4]:
 
 # %% [markdown]
 # One way has most of the probability, and the sum is a little larger than its best term. To encode a
-# text we need one row of ids, and take the most probable one:
+# word we need one row of ids, and take the most probable one:
 #
-# $$x^* = \operatorname*{arg\,max}_{(x_1, \dots, x_m)\ \text{spell the text}}\ \sum_{i=1}^{m} \log p(x_i)$$ (eq-best-split)
+# $$s^* = \operatorname*{arg\,max}_{s\, \in\, S(w)}\ \sum_{x \,\in\, s} \log p(x)$$ (eq-best-split)
 #
 # A word of 20 letters can have thousands of segmentations, so nobody lists them. The **Viterbi
 # algorithm** goes from left to right. At each place in the word it keeps only the best way to get
@@ -720,10 +738,10 @@ plt.show()
 # *E step*: for each word, count each piece in every segmentation, weighted with the probability that
 # the segmentation has, given the word:
 #
-# $$n(x) = \sum_{w} c_w \sum_{s\ \text{spells}\ w} p(s \mid w)\, n_x(s)$$ (eq-expected-count)
+# $$n(x) = \sum_{w} c_w \sum_{s\, \in\, S(w)} p(s \mid w)\, n_x(s)$$ (eq-expected-count)
 #
-# Here {math}`s` is a segmentation, {math}`p(s \mid w) = p(s)/p(w)`, and {math}`n_x(s)` says how
-# often {math}`x` occurs in it. *M step*: the new probability is the share of the count,
+# Here {math}`p(s \mid w) = p(s)/p(w)`, and {math}`n_x(s)` says how
+# often {math}`x` occurs in {math}`s`. *M step*: the new probability is the share of the count,
 # {math}`p(x) = n(x) / \sum_y n(y)`.
 #
 # The function `expected_counts` computes the E step without a list of segmentations. We compare it
@@ -757,11 +775,13 @@ for piece in ("stored", "store", "rest", "red"):
 
 # %% [markdown]
 # The control counts the best segmentation alone. It gives whole numbers, and a piece that is second
-# best everywhere gets nothing and would disappear in one step. EM can correct itself; counting the
-# best cannot.
+# best everywhere gets nothing: it would disappear in one step, and nothing could bring it back. In EM
+# it keeps a small count, which can grow again when other pieces lose theirs.
 #
 # EM has a property that is useful as a test: **no step can raise the loss** on the training text.
-# Here is a training on Town. We begin with 3,000 parts of words, run EM eight times, then remove
+# Here is a training on Town. We begin with 3,000 parts of words, those with the largest product of
+# frequency and length, and all single characters. We run EM eight times. Some pieces then have an
+# expected count of zero and disappear by themselves. From then on we remove
 # one quarter of the pieces, those with the smallest expected counts (but never a single
 # character), run EM twice, and so on until 500 are left.
 
@@ -799,13 +819,14 @@ def loss_of(scores: dict[str, float]) -> float:
 
 
 learnt = m_step(seed_counts)
-losses, cuts = [loss_of(learnt)], []
+losses, cuts, sizes = [loss_of(learnt)], [], [len(learnt)]
 for round_number in range(20):
     for _ in range(8 if round_number == 0 else 2):
         found = expected_counts(unigram_words, learnt)
         learnt = m_step(found)
         losses.append(loss_of(learnt))
         assert losses[-1] <= losses[-2] + 1e-9  # EM never makes it worse
+    sizes.append(len(learnt))  # after EM
     if len(learnt) <= 500:
         break
     keep = max(500, int(0.75 * len(learnt)))
@@ -813,8 +834,9 @@ for round_number in range(20):
     learnt = m_step({x: found.get(x, 0.0) for x in order})
     cuts.append(len(losses))
     losses.append(loss_of(learnt))
-print(f"{losses[0]:.2f} at the start, {losses[8]:.2f} after 8 steps of EM,")
-print(f"{losses[-1]:.2f} with {len(learnt)} pieces at the end")
+print(f"at the start:      {losses[0]:.2f}, {sizes[0]} pieces")
+print(f"after EM, 8 steps: {losses[8]:.2f}, {sizes[1]} pieces")
+print(f"at the end:        {losses[-1]:.2f}, {sizes[-1]} pieces")
 assert losses[8] < losses[0] - 0.1
 assert losses[-1] > losses[8]
 
@@ -895,9 +917,10 @@ assert spelled > 1.2 * max(ours, theirs)  # the control
 # %% [markdown]
 # ## What comes back
 #
-# Encode a text, decode the ids, and compare. We take eight strings that cause trouble in real
-# programs. NUL is the character number 0, which ends a string in the language C. The accent is
-# written as a character of its own, after its letter.
+# Encode a text, decode the ids, and compare. We take a plain sentence and seven strings that cause
+# trouble in real programs. NUL is the character number 0, which ends a string in the language C. The
+# accent is written as a character of its own, after its letter. The last string has the names of
+# special tokens, typed by somebody.
 
 # %%
 strings = {
@@ -933,7 +956,8 @@ assert not any(exact["WordPiece"][1:4])
 # character is lost. BERT reads text and does not write it, so this costs it little. Unigram keeps
 # single and double spaces, but has no bytes to fall back on: unknown characters become `<unk>`. It
 # also writes an accent and its letter as one character (this is Unicode's normal form NFC), which
-# looks the same and is another string.
+# looks the same and is another string. (The published T5 uses another normal form, NFKC, which changes
+# even more: it turns Chinese punctuation into that of ASCII.)
 #
 # Which characters are unknown is a question of the training text. T5's own vocabulary was learnt from English,
 # German, French and Romanian {cite:p}`raffel2020`, so it gives `<unk>` for Chinese, as ours does.
@@ -1008,7 +1032,7 @@ plt.show()
 # %% [markdown]
 # Look at Chinese, Arabic and Hindi: the number of tokens is the number of *bytes*. No merge of
 # English text applies to them, so each text falls back to its bytes, up to three for a character.
-# German, Finnish and Turkish use the same letters as English, and a few merges such as *er* and *in*
+# German, Finnish and Turkish use mostly the same letters as English, and a few merges such as *er* and *in*
 # help. Finnish has few words for the sentence, and long ones, so its fertility is high although its number of
 # tokens is not. Chinese has no spaces: "per word" has no meaning there, and *per character*
 # or *for the same meaning* has to be used.
@@ -1134,8 +1158,8 @@ for text in ("town", " town", '"town"', "in the town"):
 spaced = [x for x in bpe.vocab if x.startswith("Ġ") and x[1:].isalpha()]
 whole = [x for x in spaced if len(x) > 4]
 both = [x for x in whole if x[1:] in bpe.vocab]
-print(f"\n{len(whole)} longer pieces begin with a space;")
-print(f"{len(both)} of them also exist without it: {both[:5]}")
+print(f"\nlonger pieces that begin with a space: {len(whole)}")
+print(f"of these, also there without it: {len(both)}, {both[:5]}")
 assert bpe.tokenize(" town") == ["Ġtown"]
 assert len(bpe.tokenize("town")) > 1
 
@@ -1181,8 +1205,10 @@ assert after["Ġ"].total() < after["Ġthe"].total() / 10
 #
 # The first factor is the loss per token. It grows when pieces become longer, since a longer piece is
 # harder to guess. The second factor shrinks. What matters is the product. As a model we take one that
-# learns in a second: a **trigram model** counts which token follows the last two, and falls back to
-# shorter memories when it must. [Chapter 13](13_gpt_pretrain.ipynb) compares it with a GPT.
+# learns in a second: a **trigram model** counts which token follows the last two, and mixes in what
+# follows the last one, and how frequent each token is, because many pairs are rare. [Chapter
+# 13](13_gpt_pretrain.ipynb) compares it with a GPT. The smallest vocabulary has the 256 bytes, three
+# special tokens and no merges.
 
 # %%
 vocabularies = [259, 300, 400, 600, 1000, 2000, 4000]
@@ -1211,7 +1237,7 @@ assert per_character[-1] > 0.95 * min(per_character)
 
 # %%
 #| alt: Two curves over the size of the vocabulary, on a logarithmic axis from 259 to 4000. The loss
-#|   per token, orange, rises from 1.6 to 2.8 nats, steeply from 400 pieces on. The loss per character, blue, begins at the
+#|   per token, red, rises from 1.6 to 2.8 nats, steeply from 400 pieces on. The loss per character, blue, begins at the
 #|   same 1.6, falls to 0.6 at 1000 pieces and is flat from there on.
 figure, axes = plt.subplots(figsize=(6.4, 3.8))
 axes.plot(vocabularies, per_token, "s-", color=RED, label="nats per token")
@@ -1234,9 +1260,9 @@ plt.show()
 # one of single bytes. Per character, the same models become better and then stay as they are.
 #
 # Why does the loss per character fall? The trigram model remembers two tokens. Two characters say
-# little about what comes next, two words say more. A Transformer sees the whole row, so it
-# gains less from longer pieces. That the curve becomes flat is the other effect: pieces that occur a few
-# times are hard to count. [Chapter 12](12_gpt_objective.ipynb) has the same rule for *bits per byte*.
+# little about what comes next, two words say more. A Transformer sees the whole row, so this reason
+# does not hold for it. That the curve becomes flat is the other effect: what follows a rare piece has
+# been seen only a few times. [Chapter 12](12_gpt_objective.ipynb) has the same rule for *bits per byte*.
 
 # %% [markdown]
 # ## Special tokens

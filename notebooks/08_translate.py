@@ -27,6 +27,7 @@
 # COLAB
 
 # %%
+import math
 from collections import Counter
 
 import matplotlib.pyplot as plt
@@ -108,7 +109,7 @@ print(translation.cut_names("Marna's friend Belton lived in Edbury."))
 #
 # In both, nothing is new but the combination. A person would not notice.
 #
-# One simplification makes the lab fit into a minute. Town has thousands of rare words, and a word
+# One simplification makes the lab fit into ninety seconds. Town has thousands of rare words, and a word
 # that was seen twice cannot be learnt. So we keep the pairs whose English words all occur in at
 # least 66 of the 40,000 training sentences. The section on longer training says how far the same
 # model comes.
@@ -151,13 +152,29 @@ print([tokenizer.token(i) for i in sources[1]])
 print([tokenizer.token(i) for i in targets[1]])
 
 special = {"pad_id": tokenizer.pad_id, "start_id": tokenizer.bos_id}
-batches = PairBatches(sources, targets, batch_size=32, seed=0, **special)
-print(f"{batches.fill:.0%} of a batch is no padding")
+for pool in (1, 4, 50):
+    batches = PairBatches(
+        sources, targets, batch_size=16, pool=pool, seed=0, **special
+    )
+    batch = next(iter(batches))
+    lengths = (batch["labels"] != -100).sum(dim=1)
+    print(
+        f"{pool:>2} batches sorted together: {batches.fill:.0%} no padding, "
+        f"answers of {lengths.min()} to {lengths.max()} tokens in the first"
+    )
+batches = PairBatches(
+    sources, targets, batch_size=16, pool=4, seed=0, **special
+)
 
 # %% [markdown]
-# A batch is a rectangle, so short rows are filled up with padding, and padding is wasted work.
-# The batches sort pairs by length before they cut them, which leaves very little of it. What does
-# a batch hold?
+# A batch is a rectangle, so short rows are filled up with padding, and padding is wasted work. It
+# helps to take several batches together, to sort their pairs by length, and to cut them only then.
+# With 50 batches hardly any padding is left. But sentences of one pattern have about one length.
+# A batch of such a pool holds few patterns, and its gradient says little about all the others. In
+# a trial of ours, with one seed and equally many updates, the model made half as many mistakes with
+# pools of 4 batches as with pools of 50. So we accept some padding.
+#
+# What does a batch hold?
 
 # %%
 batch = next(iter(PairEvaluation(sources[:2], targets[:2], 2, **special)))
@@ -179,10 +196,16 @@ assert row["decoder_input_ids"][1:] == row["labels"][: n - 1]
 # hardly a sentence came out right in the same time. A likely reason is that the decoder has two
 # things to do, one after the other: find out where it is in the answer, and then look at the right
 # place of the source.
+#
+# One setting is for the new combinations. **Dropout** sets a share of the numbers inside the model
+# to zero in each update, chosen at random, here 5 of 100. What is known only from a whole phrase is
+# then less reliable than what each word says for itself, so it is harder to learn phrases by heart.
+# In our trials with small batches, dropout made unseen templates better, and more of it made training
+# too slow for this lab.
 
 
 # %%
-STEPS = 1000
+STEPS = 2600
 torch.manual_seed(0)
 config = TransformerConfig(
     vocab_size=len(tokenizer),
@@ -192,7 +215,7 @@ config = TransformerConfig(
     n_heads=4,
     d_ff=192,
     n_positions=64,
-    dropout=0.0,
+    dropout=0.05,
     pad_token_id=tokenizer.pad_id,
     bos_token_id=tokenizer.bos_id,
     eos_token_id=tokenizer.eos_id,
@@ -201,7 +224,7 @@ model = Transformer(config)
 settings = TrainConfig(
     max_steps=STEPS,
     lr=5e-3,
-    warmup_steps=60,
+    warmup_steps=100,
     min_lr=1e-4,
     beta2=0.98,
     precision="fp32",
@@ -209,20 +232,20 @@ settings = TrainConfig(
 )
 steps = list(train(model, batches, seq2seq_loss_fn, settings))
 model.eval()
-assert steps[-1].loss < 0.4 < 5 < steps[0].loss
+assert steps[-1].loss < 0.3 < 5 < steps[0].loss
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 # %%
-#| alt: Training loss in nats per token over 1,000 updates. It begins near eight, falls to about
-#|   one and a half within the first two hundred updates, with large jumps up and down that become
-#|   smaller, and lies close to zero from update 700 on.
+#| alt: Training loss in nats per token over 2,600 updates. It begins near eight, falls below two
+#|   within the first two hundred updates and below one half by update 700, with jumps up and down
+#|   that become smaller, and lies close to zero from update 1,800 on.
 figure = plot_losses(steps, title="A Transformer learns to translate")
 plt.show()
 
 # %% [markdown]
-# The loss jumps up and down, because the pairs of one batch have about one length, and so few
-# sentence patterns. It goes towards zero: unlike a language model, a translator can be certain.
-# The English sentence leaves nothing open.
+# The loss jumps up and down, because a batch has only 16 pairs, and some patterns are harder than
+# others. It goes towards zero: unlike a language model, a translator of Town can be certain. The
+# English sentence leaves nothing open.
 #
 # ## Does it translate?
 #
@@ -238,23 +261,68 @@ for shift, found in tests.items():
 with measured():
     for shift, share in exact.items():
         print(f"{shift:>16}: {share:.1%}")
-assert exact["none"] > 0.75
-assert exact["unseen_name"] > 0.75
-assert exact["unseen_template"] > 0.45
+assert exact["none"] > 0.88
+assert exact["unseen_name"] > 0.88
+assert exact["unseen_template"] > 0.6
 assert exact["unseen_template"] < exact["unseen_name"]
 
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# About nine of ten sentences are right, for names that the model has never met as well as for
-# others. For unseen templates it is about 65 to 80 percent.
+# About 95 of 100 sentences are right, for names that the model has never met as well as for
+# others. For unseen templates it is about 75 to 90 of 100.
 # ```
 #
-# New names cost little: the syllables are translated one by one. New templates cost much more.
-# The model does not translate word by word as a dictionary does. It has learnt, for each pattern,
+# New names cost little: the syllables are translated one by one. New templates cost more. The
+# model does not translate word by word as a dictionary does. It has learnt, for each pattern,
 # which words go with it, and it uses that knowledge too. When a pattern meets a word for the
-# first time, the habit often wins. The section on longer training shows how much of this weakness
-# more training repairs.
+# first time, the habit sometimes wins.
+#
+# ### A test set of few questions
+#
+# Before you compare two scores, ask how many different things were tested. The third set has
+# more than two hundred sentences. How many templates are they?
+
+# %%
+unseen = {
+    (translation.cut_names(e.english), e.chinese): e
+    for e in translation.examples(500, 0, "test", "unseen_template")
+}
+template_of = {
+    pair: translation.template(unseen[pair].sentence)
+    for pair in tests["unseen_template"]
+}
+counts = Counter(template_of[pair] for pair in tests["unseen_template"])
+print(f"{counts.total()} sentences, {len(counts)} templates")
+for found, n in counts.most_common(4):
+    shown = next(pair[0] for pair, t in template_of.items() if t == found)
+    print(f"{n:>4} with {found[1]!r}, such as: {shown}")
+
+right_of = Counter(
+    template_of[pair]
+    for pair, text in zip(tests["unseen_template"], written["unseen_template"])
+    if pair[1] == text
+)
+shares = {found: right_of[found] / n for found, n in counts.items()}
+with measured():
+    for found, _ in counts.most_common(4):
+        print(f"{found[1]:>8}: {shares[found]:.0%} right")
+    whole = sum(share == 1 for share in shares.values())
+    print(f"{whole} of {len(shares)} templates without a mistake,", end=" ")
+    print(
+        f"the mean over templates is {sum(shares.values()) / len(shares):.0%}"
+    )
+assert sum(n for _, n in counts.most_common(3)) > 0.3 * counts.total()
+assert whole > len(shares) / 3
+
+# %% [markdown]
+# Words and patterns of Town are as uneven as those of real text, so three templates make up two
+# fifths of the set. Each of them is one question, asked many times: the model knows that a sentence
+# can begin "For three years" and "For five years", and it knows the word "two" from other places.
+# Can it write "For two years"? If it can, it is right nearly every time, and if not, it is wrong
+# nearly every time. So this score moves by as much as ten percent when one habit changes. The mean
+# over templates asks each question once. It is lower here, because the rare templates are the
+# hard ones.
 
 # %% [markdown]
 # ## Reading mistakes
@@ -303,7 +371,8 @@ assert len(wrong) > 0
 #
 # Greedy search takes the best next token, and never goes back. **Beam search** keeps the `k` best
 # beginnings and extends all of them, so it can find a sentence whose first token was only second
-# best. Does it help?
+# best. At the end it takes the sentence with the highest log-probability; many systems divide that
+# by a power of the length first, and `length_penalty=0.0` says not to. Does it help?
 
 
 # %%
@@ -492,8 +561,8 @@ with torch.no_grad():
 # %% [markdown]
 # Whoever gives and whoever gets, it is one and the same to this model. How much does it lose when
 # it is trained? A second training does not fit into this notebook, so a pair of trainings was
-# recorded, half as long again as ours: one with positions and one without, with equal settings,
-# data and seed (`llm-course record --name translate_town_cpu`).
+# recorded, somewhat longer than ours and with more pairs: one with positions and one without, with
+# equal settings, data and seed (`llm-course record --name translate_town_cpu`).
 
 
 # %%
@@ -617,7 +686,8 @@ assert all(
 # ## Real pairs
 #
 # Multi30k {cite:p}`elliott2016` has 29,000 descriptions of photographs in English and German.
-# They were written by people, so there is no grammar, no floor and no exact match to hope for.
+# They were written by people, so there is no grammar that knows the one right answer, and an exact
+# match is luck.
 # The same code reads them from files:
 #
 # ```python
@@ -721,7 +791,7 @@ def brevity_penalty(written: int, reference: int) -> float:
     ### BEGIN SOLUTION
     if written >= reference:
         return 1.0
-    return torch.tensor(1 - reference / written).exp().item()
+    return math.exp(1 - reference / written)
     ### END SOLUTION
 
 
@@ -805,5 +875,8 @@ ch08.check_mass_on(mass_on)
 #
 # Cut what is only spelled, so that it can be put together anew. Test a translator on combinations
 # that it has never seen, and on names and on phrases apart: they fail for different reasons.
-# Before you blame the search, ask whether the model prefers the right answer. Measure attention
-# before you show it. And write the signature beside every BLEU score.
+# Before you compare two scores, count the different questions of the test. Before you blame the
+# search, ask whether the model prefers the right answer. Measure attention before you show it. And
+# write the signature beside every BLEU score.
+#
+# The next part is about a model that only reads: [chapter 09](09_bert_objectives.ipynb).

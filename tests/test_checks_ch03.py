@@ -112,12 +112,29 @@ def turned(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
     return pieces[::-1], value
 
 
+def overwritten(words: dict[tuple[str, ...], int]) -> dict[tuple[str, str], int]:
+    return {pair: n for word, n in words.items() for pair in pairwise(word)}
+
+
+def with_spaces(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    return " ".join(pieces).replace(" ".join(pair), "".join(pair)).split()
+
+
+def either_form(word: str, vocab: set[str]) -> list[str]:
+    bare = {piece.removeprefix("##") for piece in vocab}
+    return match(word, {form for piece in bare for form in (piece, "##" + piece)})
+
+
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch03.check_count_pairs, lambda w: pairs(w, weighted=False), "counted once: multiply"),
     (ch03.check_count_pairs, lambda w: pairs(w, once=True), "counts twice"),
     (ch03.check_count_pairs, across, "cross the border"),
     (ch03.check_count_pairs, lambda w: list(pairs(w)), "must return a dictionary, got list"),
     (ch03.check_count_pairs, lambda w: None, "is None"),
+    (ch03.check_count_pairs, overwritten, "add with"),
+    (ch03.check_count_pairs, lambda w: {a + b: n for (a, b), n in pairs(w).items()}, "keys are"),
+    (ch03.check_merge_pair, with_spaces, "only ends or begins"),
+    (ch03.check_merge_pair, lambda pieces, pair: merge(pieces, pair)[:-1], "should be"),
     (ch03.check_merge_pair, first_only, "only the first occurrence"),
     (ch03.check_merge_pair, backwards, "left to right"),
     (ch03.check_merge_pair, lambda pieces, pair: list(pieces), "nothing was joined"),
@@ -126,10 +143,14 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch03.check_longest_match, lambda w, v: match(w, v, short=True), "longest piece"),
     (ch03.check_longest_match, lambda w, v: match(w, v, prefix=""), "written with ## before"),
     (ch03.check_longest_match, lambda w, v: match(w, v, whole=False), "whole word"),
+    (ch03.check_longest_match, either_form, "together with its ##"),
+    (ch03.check_best_split, lambda w, p: best(w, p)[::-1], "list of pieces first"),
+    (ch03.check_best_split, lambda w, p: ([w], 0.0), "which is no piece"),
+    (ch03.check_nats_per_character, lambda a, n, t: n / len(t), "second factor"),
     (ch03.check_best_split, greedy, "longest piece first"),
     (ch03.check_best_split, fewest, "fewest pieces"),
     (ch03.check_best_split, turned, "backwards"),
-    (ch03.check_best_split, lambda w, p: best(w, p)[0], "two things"),
+    (ch03.check_best_split, lambda w, p: best(w, p)[0], "list of pieces first"),
     (ch03.check_best_split, lambda w, p: (best(w, p)[0], math.exp(best(w, p)[1])), "logarithm"),
     (ch03.check_best_split, lambda w, p: None, "is None"),
     (ch03.check_nats_per_character, lambda a, n, t: a, "still per token"),

@@ -78,6 +78,22 @@ def back(weights: Tensor, steps: int) -> Tensor:
     return band(weights, steps).mean(dim=(0, 2))
 
 
+def silenced_in_place(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    heads[silent] = 0
+    return without(heads, w_o, silent)
+
+
+def mixed_by_reshape(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    zero = heads.clone()
+    zero[silent] = 0
+    return zero.reshape(heads.shape[1], -1) @ w_o
+
+
+def side_by_side(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    rows = w_o.unflatten(0, (len(heads), -1))
+    return torch.cat([heads[i] @ rows[i] for i in range(len(heads)) if i != silent], dim=-1)
+
+
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch05.check_head_shapes, transposed_shapes, "outputs first"),
     (ch05.check_head_shapes, square_shapes, "need not be d_model"),
@@ -92,6 +108,18 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch05.check_split_heads, lambda x, h: split(x, h).transpose(1, 2), "before the positions"),
     (ch05.check_split_heads, lambda x, h: split(x, h).mT, "last two axes"),
     (ch05.check_split_heads, lambda x, h: split(x, h).flip(1), "opposite order"),
+    (ch05.check_head_shapes, lambda d, h, k: dict.fromkeys(shapes(d, h, k), d), "two numbers"),
+    (ch05.check_split_heads, lambda x, h: split(x, h).transpose(0, 1), "batch comes first"),
+    (
+        ch05.check_split_heads,
+        lambda x, h: x.permute(0, 2, 1).reshape(len(x), h, x.shape[1], -1),
+        "split the last axis first",
+    ),
+    (ch05.check_without_head, silenced_in_place, "work on a copy"),
+    (ch05.check_without_head, mixed_by_reshape, "mixes heads and positions"),
+    (ch05.check_without_head, side_by_side, "not put side by side"),
+    (ch05.check_looks_back, lambda w, n: back(w, 1), "whatever `steps` is"),
+    (ch05.check_looks_back, lambda w, n: w.diagonal(offset=-n).mean(dim=(0, 2)), "without dim1"),
     (ch05.check_without_head, lambda h, w, s: without(h, w, None), "no head is silent"),
     (ch05.check_without_head, alone, "silent head alone"),
     (ch05.check_without_head, lambda h, w, s: without(h, w, s) * 1.5, "made larger"),

@@ -42,6 +42,10 @@ def unguarded(written: list[str], reference: list[str], n: int) -> float:
     return (grams(written, n) & grams(reference, n)).total() / grams(written, n).total()
 
 
+def short_is_empty(written: list[str], reference: list[str], n: int) -> float:
+    return 0.0 if len(written) <= n else precision(written, reference, n)
+
+
 def step(sums: Tensor, log_p: Tensor, k: int) -> list[tuple[int, int, float]]:
     best, places = (sums[:, None] + log_p).flatten().topk(k)
     width = log_p.shape[1]
@@ -60,6 +64,21 @@ def without_sums(sums: Tensor, log_p: Tensor, k: int) -> list[tuple[int, int, fl
     return [(w, v, float(log_p[w, v])) for w, v, _ in step(sums, log_p, k)]
 
 
+def by_prefixes(sums: Tensor, log_p: Tensor, k: int) -> list[tuple[int, int, float]]:
+    best, places = (sums[:, None] + log_p).flatten().topk(k)
+    rows = log_p.shape[0]
+    return [(int(p) // rows, int(p) % rows, float(s)) for s, p in zip(best, places)]
+
+
+def mean_mass(weights: Tensor, relation: Tensor) -> float:
+    masses = (weights * relation).sum(-1) / relation.sum(-1)
+    return masses.nanmean().item()
+
+
+def largest_mass(weights: Tensor, relation: Tensor) -> float:
+    return (weights * relation).amax(-1)[relation.any(-1)].mean().item()
+
+
 def mass(weights: Tensor, relation: Tensor) -> float:
     masses = (weights * relation).sum(-1)
     return masses[relation.any(-1)].mean().item()
@@ -70,6 +89,9 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch08.check_clipped_precision, recall, "clipped_precision"),
     (ch08.check_clipped_precision, unguarded, "shorter than n"),
     (ch08.check_clipped_precision, lambda a, b, n: precision(a, b, 1), "stretches of n"),
+    (ch08.check_clipped_precision, short_is_empty, "one n-gram, not none"),
+    (ch08.check_brevity_penalty, lambda c, r: math.exp(r / c - 1), "sign is turned"),
+    (ch08.check_brevity_penalty, lambda c, r: math.exp(r - c), "not a difference"),
     (ch08.check_brevity_penalty, lambda c, r: math.exp(1 - c / r), "upside down"),
     (ch08.check_brevity_penalty, lambda c, r: math.exp(1 - r / c), "at most 1"),
     (ch08.check_brevity_penalty, lambda c, r: min(1.0, c / r), "ratio of the lengths"),
@@ -78,6 +100,15 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch08.check_beam_step, lambda *a: step(*a)[::-1], "turned around"),
     (ch08.check_beam_step, without_sums, "prefix's sum in it"),
     (ch08.check_beam_step, lambda *a: [x[:2] for x in step(*a)], "prefix, token, sum"),
+    (
+        ch08.check_beam_step,
+        lambda *a: [(v, w, s) for w, v, s in step(*a)],
+        "prefix comes first",
+    ),
+    (ch08.check_beam_step, by_prefixes, "number of tokens V"),
+    (ch08.check_beam_step, lambda *a: None, "without `return`"),
+    (ch08.check_mass_on, mean_mass, "add their attention up"),
+    (ch08.check_mass_on, largest_mass, "not only the largest"),
     (ch08.check_mass_on, lambda w, r: (w * r).sum(-1).mean().item(), "does not count"),
     (ch08.check_mass_on, lambda w, r: w[r].mean().item(), "over the keys of a query first"),
     (ch08.check_mass_on, lambda w, r: w[r].sum().item(), "take the mean"),

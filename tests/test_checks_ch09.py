@@ -25,6 +25,11 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -picked[chosen].mean()
 
 
+def over_positions(logits: Tensor, labels: Tensor) -> Tensor:
+    picked = logits.log_softmax(1).gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+    return -picked[labels != -100].mean()
+
+
 def hide(
     ids: Tensor,
     chosen: Tensor,
@@ -58,6 +63,12 @@ def two_draws(ids: Tensor, chosen: Tensor, mask_id: int, ordinary: Tensor, g: An
     return torch.where(again, ordinary[torch.randint(len(ordinary), ids.shape, generator=g)], read)
 
 
+def one_draw_a_column(ids: Tensor, chosen: Tensor, mask_id: int, *rest: Any) -> Tensor:
+    draw = torch.rand(ids.shape[1], generator=rest[-1])
+    random = hide(ids, chosen, mask_id, *rest, masked=0.0, replaced=1.0)
+    return torch.where(chosen & (draw < 0.8), mask_id, torch.where(draw < 0.9, random, ids))
+
+
 def one_random(ids: Tensor, chosen: Tensor, mask_id: int, ordinary: Tensor, g: Any) -> Tensor:
     return hide(ids, chosen, mask_id, ordinary[torch.randint(len(ordinary), (1,), generator=g)], g)
 
@@ -83,6 +94,19 @@ def elsewhere(loss_of: Any, logits: Tensor, labels: Tensor, above: float = 0.0) 
     return bool((free.grad[labels == -100].abs() > above).any())
 
 
+def on_the_argument(loss_of: Any, logits: Tensor, labels: Tensor) -> bool:
+    loss_of(logits.requires_grad_(), labels).backward()
+    assert logits.grad is not None
+    return bool((logits.grad[labels == -100] != 0).any())
+
+
+def summed(loss_of: Any, logits: Tensor, labels: Tensor) -> bool:
+    free = logits.detach().clone().requires_grad_()
+    loss_of(free, labels).backward()
+    assert free.grad is not None
+    return bool(free.grad[labels == -100].sum() != 0)
+
+
 def first_row_only(loss_of: Any, logits: Tensor, labels: Tensor) -> bool:
     free = logits.detach().clone().requires_grad_()
     loss_of(free, labels).backward()
@@ -106,20 +130,28 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
         lambda a, b: (loss(a[:1], b[:1]) + loss(a[1:], b[1:])) / 2,
         "means of the rows",
     ),
+    (ch09.check_masked_loss, over_positions, "dim=-1"),
+    (ch09.check_masked_loss, lambda a, b: -a.log_softmax(-1)[b != -100].mean(), "look up the one"),
     (ch09.check_hide, in_place, "changed its argument"),
     (ch09.check_hide, everywhere, "not chosen is changed"),
     (ch09.check_hide, special_put_in, "special token was put in"),
     (ch09.check_hide, lambda *a: hide(*a, masked=1.0, replaced=0.0), "All are hidden"),
     (ch09.check_hide, lambda *a: a[0], "Is anything put in"),
     (ch09.check_hide, two_draws, "10 % of the rest"),
-    (ch09.check_hide, lambda *a: hide(*a, replaced=0.2), "one draw for each token"),
+    (ch09.check_hide, lambda *a: hide(*a, replaced=0.2), "must stay as it is"),
     (ch09.check_hide, one_random, "new one for each position"),
     (ch09.check_hide, lambda *a: None, "None"),
+    (ch09.check_hide, lambda *a: hide(*a, replaced=0.0), "No random token"),
+    (ch09.check_hide, one_draw_a_column, "draw a number for each token"),
+    (ch09.check_hide, lambda *a: hide(*a).float(), "whole numbers"),
     (ch09.check_nsp_from_difference, lambda d, b: nsp(d, 1 - b), "y is turned around"),
     (ch09.check_nsp_from_difference, lambda d, b: nsp(d, b) * len(b), "take the mean"),
     (ch09.check_nsp_from_difference, lambda d, b: -nsp(d, b), "sign"),
     (ch09.check_nsp_from_difference, ignoring, "0 is a class"),
     (ch09.check_nsp_from_difference, with_logarithm, "logsigmoid"),
+    (ch09.check_nsp_from_difference, lambda d, b: -F.logsigmoid(d).mean(), "as one that follows"),
+    (ch09.check_teaches_elsewhere, on_the_argument, "gradients add up"),
+    (ch09.check_teaches_elsewhere, summed, "a sum hides them"),
     (ch09.check_teaches_elsewhere, lambda *a: False, "multiplied by the mask"),
     (ch09.check_teaches_elsewhere, any_gradient, "an honest loss: expected False"),
     (ch09.check_teaches_elsewhere, first_row_only, "one position of the last row"),

@@ -93,6 +93,24 @@ def test_pairs_of_one_length_share_a_batch_so_little_is_padded() -> None:
     assert widths not in (sorted(widths), sorted(widths, reverse=True))
 
 
+def test_a_small_pool_mixes_lengths_and_pads_more() -> None:
+    def spread(batches: PairBatches) -> float:
+        """How far apart the lengths of the answers in one batch are, on average."""
+        found = take(batches, batches.batches_per_epoch)
+        inside = [(batch["labels"] != IGNORE).sum(1) for batch in found]
+        return sum(int(n.max() - n.min()) for n in inside) / len(inside)
+
+    large, small, one = (batches_of(3200, batch_size=32, pool=pool) for pool in (50, 4, 1))
+    fills = [batches.fill for batches in (large, small, one)]
+    assert fills == sorted(fills, reverse=True)
+    assert fills[0] > 0.95
+    assert fills[2] < 0.65
+    assert 3 * spread(large) < spread(small) < spread(one)
+    # The control: 50 is what a reader gets who says nothing.
+    assert batches_of(3200, batch_size=32).fingerprint() == large.fingerprint()
+    assert large.fingerprint() != small.fingerprint()
+
+
 def test_resume_goes_on_with_the_very_next_batch() -> None:
     for stop in (0, 3, 24, 25, 60):  # an epoch has 25 batches
         whole = batches_of(103, seed=7)
@@ -235,3 +253,5 @@ def test_what_makes_no_pairs_is_refused_by_its_value() -> None:
         PairBatches(**(good | {"batch_size": 5}))
     with pytest.raises(ConfigError, match="seed must be at least 0, got -1"):
         PairBatches(**(good | {"seed": -1}))
+    with pytest.raises(ConfigError, match="pool must be at least 1, got 0"):
+        PairBatches(**(good | {"pool": 0}))

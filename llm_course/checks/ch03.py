@@ -55,12 +55,24 @@ def check_count_pairs(answer: Callable[[dict[tuple[str, ...], int]], Any]) -> No
             _Items(once): "a pair that occurs twice in a word, as n a in nana, counts twice",
             _Items(dict(overall)): "only neighbours form a pair, in their order",
             _Items(dict(across)): "pairs must not cross the border of two words",
+            _Items(_last_only(words)): "the words before are overwritten: add with +=",
+            _Items({left + other: n for (left, other), n in right.items()}): (
+                "the keys are pairs, (left, right), and not the two pieces joined"
+            ),
+            _Items(_pairs((tuple("".join(word)), count) for word, count in words.items())): (
+                "these are pairs of letters: the elements of the tuple are the pieces"
+            ),
         },
     )
     passed("every pair is counted, with the counts of the words")
 
 
-class _Items(dict[Pair, int]):
+def _last_only(words: dict[tuple[str, ...], int]) -> dict[Pair, int]:
+    """What `pairs[pair] = count` gives."""
+    return {pair: count for word, count in words.items() for pair in pairwise(word)}
+
+
+class _Items(dict[Any, int]):
     """A dictionary that can be the key of a hint."""
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -101,6 +113,21 @@ def _overlapping(pieces: list[str], pair: Pair) -> tuple[str, ...]:
     return tuple(result)
 
 
+def _last_lost(pieces: list[str], pair: Pair) -> tuple[str, ...]:
+    right = join_pair(pieces, pair, "".join(pair))
+    return tuple(right[:-1]) if right and right[-1] == pieces[-1] else tuple(right)
+
+
+def _by_spelling(pieces: list[str], pair: Pair) -> tuple[str, ...]:
+    result: list[str] = []
+    for piece in pieces:
+        if result and result[-1] + piece == "".join(pair):
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return tuple(result)
+
+
 def check_merge_pair(answer: Callable[[list[str], Pair], list[str]]) -> None:
     """One pair joined everywhere, from left to right."""
     cases: list[tuple[list[str], Pair]] = [
@@ -108,6 +135,7 @@ def check_merge_pair(answer: Callable[[list[str], Pair], list[str]]) -> None:
         (["a", "a", "a"], ("a", "a")),
         (["a", "a", "a", "a", "b"], ("a", "a")),
         (["t", "he", "th", "e"], ("th", "e")),
+        (["sa", "he", "n"], ("a", "he")),
         (["e", "th"], ("th", "e")),
         ([], ("a", "b")),
     ]
@@ -124,6 +152,14 @@ def check_merge_pair(answer: Callable[[list[str], Pair], list[str]]) -> None:
                 _joined_once(pieces, pair): "only the first occurrence was joined",
                 _from_the_right(pieces, pair): "go from left to right: aaa gives aa, a",
                 _overlapping(pieces, pair): "after a join, both of its pieces are used up",
+                _last_lost(pieces, pair): "the last piece is lost where it is not joined",
+                _by_spelling(pieces, pair): (
+                    "two pieces are a pair if both are equal to it: t + he is not th + e, though "
+                    "it spells the same"
+                ),
+                tuple(" ".join(pieces).replace(" ".join(pair), "".join(pair)).split()): (
+                    "a piece that only ends or begins like one of the pair is no part of it"
+                ),
             },
         )
         if given != pieces:
@@ -161,6 +197,11 @@ def check_longest_match(answer: Callable[[str, set[str]], list[str]]) -> None:
             ("unwi", "[UNK]"): "one gap makes the whole word [UNK]",
         },
         "rise": {("##r", "##i", "##se"): "the first piece has no ##"},
+        "wwis": {
+            ("w", "##wis"): "##wis is not in the vocabulary: inside a word, look up the piece "
+            "together with its ##",
+        },
+        "sely": {("se", "##ly"): "se is not in the vocabulary: at the beginning, without ##"},
     }
     for word, mistakes in hints.items():
         expect_equal(
@@ -184,6 +225,30 @@ def _fewest(word: str, log_p: dict[str, float]) -> tuple[str, ...]:
     return tuple(viterbi(word, {p: -1000 + s for p, s in log_p.items()}, len(word)))
 
 
+def _least(word: str, log_p: dict[str, float]) -> tuple[str, ...]:
+    return tuple(viterbi(word, {p: -s for p, s in log_p.items()}, len(word)))
+
+
+def _pieces_and_value(got: Any, word: str, log_p: dict[str, float]) -> tuple[Any, Any]:
+    """The two things that an answer returned; `CheckFailed` for anything else."""
+    if got is None or got is Ellipsis:
+        expect_equal(got, (), name="best_split")
+    if not isinstance(got, tuple | list) or len(got) != 2:
+        raise CheckFailed("best_split must return two things: the pieces and their value")
+    pieces, value = got
+    if not isinstance(pieces, list | tuple):
+        raise CheckFailed(
+            "best_split must return a list of pieces first, and then its value; the first one "
+            f"is {type(pieces).__name__}"
+        )
+    if absent := [piece for piece in pieces if piece not in log_p]:
+        raise CheckFailed(
+            f"the pieces of {word!r} hold {absent[0]!r}, which is no piece. Is -inf the best "
+            "value of a place that no piece has reached yet, and 0 only that of the beginning?"
+        )
+    return pieces, value
+
+
 def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
     """Viterbi: pieces and value."""
     p = {"re": 0.02, "rest": 0.01, "store": 0.008, "stored": 0.004, "red": 0.006, "ored": 1e-12}
@@ -191,13 +256,7 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
     log_p = {piece: math.log(value) for piece, value in p.items()}
     for word in ("restored", "stored", "ababab", "a", "ab" * 25):
         got = answer(word, dict(log_p))
-        if got is None or got is Ellipsis:
-            expect_equal(got, (), name="best_split")
-        if not isinstance(got, tuple | list) or len(got) != 2:
-            raise CheckFailed("best_split must return two things: the pieces and their value")
-        pieces, value = got
-        if isinstance(pieces, str):
-            raise CheckFailed("best_split must return two things: a list of pieces, and its value")
+        pieces, value = _pieces_and_value(got, word, log_p)
         right = viterbi(word, log_p, max(map(len, log_p)))
         expect_equal(
             pieces,
@@ -208,8 +267,9 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
                 _greedy(word, log_p): (
                     "this takes the longest piece first; the sum of the logarithms decides"
                 ),
+                _least(word, log_p): "this is the least probable way: take the larger sum",
                 _fewest(word, log_p): "the fewest pieces are not always the most probable ones",
-                tuple(word): "single letters are the worst way: look for the largest sum",
+                tuple(word): "single letters are possible, but another way has a larger sum",
             },
         )
         total = sum(log_p[piece] for piece in right)
@@ -227,7 +287,7 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
 
 def check_nats_per_character(answer: Callable[[float, int, str], float]) -> None:
     """Nats per token to nats per character."""
-    text, nats, tokens = "名字 and café, 12 words", 2.31, 17
+    text, nats, tokens = "名字 and café, 12 words", 2.31, 16
     size = len(text.encode())
     expect_close(
         answer(nats, tokens, text),
@@ -241,6 +301,8 @@ def check_nats_per_character(answer: Callable[[float, int, str], float]) -> None
             nats * tokens: "this is the loss of the whole text: divide by its characters",
             nats * tokens / math.log(2) / len(text): "these are bits; no logarithm is needed",
             nats * tokens / len(text.split()): "divided by words: use the characters",
+            nats * tokens / len(text.replace(" ", "")): "spaces are characters too",
+            tokens / len(text): "this is the second factor alone: tokens per character",
         },
     )
     passed("the same unit for every vocabulary")

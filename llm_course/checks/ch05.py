@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,12 @@ def check_head_shapes(answer: Callable[[int, int, int], Mapping[str, tuple[int, 
         if not isinstance(got, Mapping) or set(got) != set(right):
             raise CheckFailed(f"{name} should be a dictionary with w_q, w_k, w_v and w_o: {got!r}")
         for key, shape in right.items():
+            if not isinstance(got[key], tuple | list):
+                raise CheckFailed(
+                    f"{key} of {name} should be a shape of two numbers, got {got[key]!r}"
+                )
             hints: dict[Any, str] = {
+                (n_heads, d_head, d_model): "the heads are no axis of the matrix: n_heads * d_head",
                 shape[::-1]: "nn.Linear stores its matrix transposed, outputs first",
                 (d_model, d_model): "n_heads * d_head need not be d_model",
                 (d_head, d_model): "this is one head: the layer holds all heads in one matrix",
@@ -57,40 +62,105 @@ def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> None:
             right.transpose(1, 2): "the heads must come before the positions: [B, H, T, K]",
             right.mT: "the last two axes are swapped: [B, H, T, K]",
             right.flip(1): "the heads are in the opposite order",
+            right.transpose(0, 1): "the batch comes first: [B, H, T, K]",
+            x.permute(0, 2, 1).reshape(2, 3, 5, 4): (
+                "split the last axis first, and exchange axes after that: a reshape of exchanged "
+                "axes mixes positions"
+            ),
+            every_third.permute(0, 3, 2, 1): (
+                "the last axis is split into K parts of n_heads numbers: it has n_heads parts of K"
+            ),
         },
     )
     passed("each head has its own numbers of every position")
 
 
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum(dim=0)
+
+
+def _without_head_mistakes(heads: Tensor, w_o: Tensor, silent: int) -> dict[Any, str]:
+    joined = heads.transpose(0, 1).flatten(1)
+    parts = [heads[i] @ w_o[4 * i : 4 * (i + 1)] for i in range(3)]
+    kept = [part for i, part in enumerate(parts) if i != silent]
+    right = _sum(kept)
+    mean, zero = heads.clone(), heads.clone()
+    mean[silent] = heads[silent].mean(dim=0)
+    zero[silent] = 0
+    beside = torch.cat([heads[i] for i in range(3) if i != silent], dim=-1)
+    return {
+        joined @ w_o: "this is the whole layer: no head is silent",
+        parts[silent]: "this is the silent head alone: leave it out, and keep the others",
+        right * 3 / 2: "the others must not be made larger to fill the gap",
+        right / 2: "the contributions are added, not averaged",
+        mean.transpose(0, 1).flatten(1) @ w_o: (
+            "the head has its mean at every position: set it to zero"
+        ),
+        heads.flip(0).transpose(0, 1).flatten(1) @ w_o: (
+            "the heads are in the wrong order, and none is silent"
+        ),
+        zero.reshape(5, 12) @ w_o: (
+            "a reshape of [H, T, K] mixes heads and positions: bring the positions to the "
+            "front first"
+        ),
+        _sum(zero[i] @ w_o[i::3] for i in range(3)): (
+            "head i meets K neighbouring rows of W^O, from i * K on, not every third row"
+        ),
+        parts[silent] + right - parts[silent - 1]: (
+            "the head before it is left out: heads are counted from 0"
+        ),
+        torch.cat(kept, dim=-1): "the contributions are added, not put side by side",
+        beside @ w_o[:8]: (
+            "leave out the rows of W^O that belong to the silent head, not the last ones"
+        ),
+    }
+
+
 def check_without_head(answer: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     """The output of a layer with one head left out of the sum."""
     heads, w_o = _draw(3, 5, 4), _draw(12, 6, seed=1)
-    joined = heads.transpose(0, 1).flatten(1)
-    parts = [heads[i] @ w_o[4 * i : 4 * (i + 1)] for i in range(3)]
     for silent in (1, 0, 2):
-        kept = [part for i, part in enumerate(parts) if i != silent]
-        right = torch.stack(kept).sum(dim=0)
-        ones = heads.clone()
-        ones[silent] = heads[silent].mean(dim=0)
+        given = heads.clone()
+        got = answer(given, w_o.clone(), silent)
+        if not torch.equal(given, heads):
+            raise CheckFailed("without_head changed its argument heads: work on a copy")
         expect_close(
-            answer(heads.clone(), w_o.clone(), silent),
-            right,
+            got,
+            _sum(heads[i] @ w_o[4 * i : 4 * (i + 1)] for i in range(3) if i != silent),
             name=f"without_head(heads, w_o, {silent})",
             tolerance=1e-9,
-            hints={
-                joined @ w_o: "this is the whole layer: no head is silent",
-                parts[silent]: "this is the silent head alone: leave it out, and keep the others",
-                right * 3 / 2: "the others must not be made larger to fill the gap",
-                right / 2: "the contributions are added, not averaged",
-                ones.transpose(0, 1).flatten(1) @ w_o: (
-                    "the head has its mean at every position: set it to zero"
-                ),
-                heads.flip(0).transpose(0, 1).flatten(1) @ w_o: (
-                    "the heads are in the wrong order, and none is silent"
-                ),
-            },
+            hints=_without_head_mistakes(heads, w_o, silent),
         )
     passed("a layer is a sum over its heads, and one term can be left out")
+
+
+def _looks_back_mistakes(weights: Tensor, steps: int) -> dict[Any, str]:
+    bands = weights.diagonal(offset=-steps, dim1=-2, dim2=-1)
+    above = weights.mT.diagonal(offset=-steps, dim1=-2, dim2=-1)
+    return {
+        bands.sum(dim=2).mean(dim=0) / 7: (
+            f"the sum is divided by all 7 queries: the first {steps} have no such key"
+        ),
+        bands.sum(dim=(0, 2)): "this is a sum: take the mean over rows and queries",
+        bands.sum(dim=2).mean(dim=0): "this is a sum over queries: take the mean",
+        bands.mean(dim=2)[0]: "only the first row of the batch is counted",
+        bands.mean(): "the heads are mixed: the answer has one number for each",
+        above.mean(dim=(0, 2)): "these are keys after the query: is an axis swapped?",
+        weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 2)): (
+            "this is the weight of each position on itself"
+        ),
+        bands.mean(dim=2): "the batch is still there: take the mean over its rows too",
+        weights.diagonal(offset=-1, dim1=-2, dim2=-1).mean(dim=(0, 2)): (
+            "this is the weight on the position before, whatever `steps` is"
+        ),
+        weights.diagonal(offset=-steps).mean(dim=(0, 2)): (
+            "without dim1 and dim2, torch.diagonal takes the axes B and H"
+        ),
+        weights[:, :, steps:, :-steps].mean(dim=(0, 2, 3)): (
+            "this is the mean of a whole block: take one diagonal of it"
+        ),
+        bands.amax(dim=(0, 2)): "this is the largest weight: take the mean",
+    }
 
 
 def check_looks_back(answer: Callable[[Tensor, int], Tensor]) -> None:
@@ -101,25 +171,11 @@ def check_looks_back(answer: Callable[[Tensor, int], Tensor]) -> None:
     for steps in (1, 2):
         bands = weights.diagonal(offset=-steps, dim1=-2, dim2=-1)
         right = bands.mean(dim=(0, 2))
-        above = weights.mT.diagonal(offset=-steps, dim1=-2, dim2=-1)
         expect_close(
             answer(weights.clone(), steps),
             right,
             name=f"looks_back(weights, {steps})",
             tolerance=1e-9,
-            hints={
-                bands.sum(dim=2).mean(dim=0) / 7: (
-                    f"the sum is divided by all 7 queries: the first {steps} have no such key"
-                ),
-                bands.sum(dim=(0, 2)): "this is a sum: take the mean over rows and queries",
-                bands.sum(dim=2).mean(dim=0): "this is a sum over queries: take the mean",
-                bands.mean(dim=2)[0]: "only the first row of the batch is counted",
-                bands.mean(): "the heads are mixed: the answer has one number for each",
-                above.mean(dim=(0, 2)): "these are keys after the query: is an axis swapped?",
-                weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 2)): (
-                    "this is the weight of each position on itself"
-                ),
-                bands.mean(dim=2): "the batch is still there: take the mean over its rows too",
-            },
+            hints=_looks_back_mistakes(weights, steps),
         )
     passed("heads that look back are found by a number")

@@ -40,6 +40,7 @@ def check_clipped_precision(answer: Callable[[list[str], list[str], int], float]
             {0.5: "divide by what was written, not by the reference: that would be recall"},
         ),
         (list("ab"), list("abcd"), 3, 0.0, {}),
+        (list("ab"), list("ab"), 2, 1.0, {0.0: "a text of n tokens has one n-gram, not none"}),
         (list("abab"), list("abcab"), 2, 2 / 3, {1.0: "a pair may be there twice: count, no sets"}),
     ]
     for written, reference, n, expected, hints in cases:
@@ -62,6 +63,8 @@ def check_brevity_penalty(answer: Callable[[int, int], float]) -> None:
         short,
         name="brevity_penalty(8, 10)",
         hints={
+            math.exp(10 / 8 - 1): "the sign is turned around: a penalty is at most 1",
+            math.exp(10 - 8): "the exponent is 1 - r / c, not a difference of lengths",
             math.exp(1 - 8 / 10): "the fraction is upside down: reference over written",
             0.8: "this is the ratio of the lengths: BLEU takes exp(1 - r / c)",
             1.0: "the text is too short, so the penalty must be below 1",
@@ -86,7 +89,10 @@ def check_beam_step(
     log_p = p.log()
     totals = {(w, v): (sums[w] + log_p[w, v]).item() for w in range(2) for v in range(3)}
     best = sorted(totals, key=lambda place: -totals[place])[:3]
-    got = [tuple(item) for item in answer(sums, log_p, 3)]
+    given = answer(sums, log_p, 3)
+    if given is None:
+        raise CheckFailed("beam_step gave None: does your function end without `return`?")
+    got = [tuple(item) for item in given]
     if any(len(item) != 3 for item in got):
         raise CheckFailed(f"beam_step must give (prefix, token, sum) for each, got {got}")
     places = [(int(item[0]), int(item[1])) for item in got]
@@ -94,6 +100,8 @@ def check_beam_step(
         ((w, v) for w in range(2) for v in range(3)), key=lambda place: -log_p[place].item()
     )[:3]
     each = [(0, 2), (1, 0)]
+    # A place in the flat table is prefix * V + token, and V is 3; here it is divided by W = 2.
+    by_rows = [divmod(3 * w + v, 2) for w, v in best]
     expect_equal(
         places,
         best,
@@ -101,6 +109,8 @@ def check_beam_step(
         hints={
             tuple(map(tuple, alone)): "add the sum of each prefix: these are the best tokens alone",
             tuple(each): "take the k best of all extensions together, not the best of each prefix",
+            tuple((v, w) for w, v in best): "the prefix comes first, then the token",
+            tuple(by_rows): "divide the place by the number of tokens V, not by that of prefixes",
             tuple(reversed(best)): "the best comes first: the order is turned around",
         },
     )
@@ -131,6 +141,8 @@ def check_mass_on(answer: Callable[[Tensor, Tensor], float]) -> None:
             (0.7 + 0.8) / 4: "a query without a link does not count: leave it out of the mean",
             (0.7 + 0.8) / 3: "sum over the keys of a query first, then take the mean",
             (0.7 + 0.8) / 12: "this is a mean over all pairs: sum over keys, mean over queries",
+            (0.7 + 0.4) / 2: "a query may have several right keys: add their attention up",
+            (0.7 + 0.6) / 2: "a query may have several right keys: add all, not only the largest",
             (0.7 + 0.8): "take the mean over the queries that have a link",
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,43 +16,60 @@ MASK_ID, FIRST, VOCAB = 3, 4, 1004  # ids below FIRST are special
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def _at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """The value of each label, [B, T]; where it is -100, that of token 0."""
+    return values.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+
+
+def _masked_loss_mistakes(logits: Tensor, labels: Tensor) -> dict[Any, str]:
+    log_p, chosen = logits.log_softmax(-1), labels != -100
+    picked = _at_labels(log_p, labels)
+    right = float(-picked[chosen].mean())
+    n, places = int(chosen.sum()), labels.numel()
+    row_means = [-picked[r][chosen[r]].mean() for r in range(2)]
+    shifted = _at_labels(log_p[:, :-1], labels[:, 1:])[labels[:, 1:] != -100]
+    return {
+        float(-shifted.mean()): (
+            "the labels are shifted: an output of BERT speaks about its own position"
+        ),
+        right * n: "this is the sum: divide by the number of chosen positions",
+        right * n / places: (
+            f"the sum is right, but it is divided by all {places} places; only {n} are chosen"
+        ),
+        float(-picked.mean()): "labels of -100 are counted as if they were token 0",
+        float(sum(row_means) / 2): (
+            "this is a mean of the means of the rows: they have different numbers of labels"
+        ),
+        -right: "the sign is turned around: a loss is a *negative* logarithm",
+        right / math.log(2): "this is in bits; the loss is in nats, the natural logarithm",
+        float(-_at_labels(logits.log_softmax(1), labels)[chosen].mean()): (
+            "the softmax is taken over the positions: it must be taken over the tokens, dim=-1"
+        ),
+        float(-_at_labels(logits, labels)[chosen].mean()): (
+            "these are logits, not probabilities: take log_softmax first"
+        ),
+        float(-_at_labels(logits.softmax(-1), labels)[chosen].mean()): (
+            "these are probabilities, and the loss is made of their logarithms"
+        ),
+        float(-log_p[chosen].mean()): (
+            "the mean is taken over all tokens of the vocabulary: look up the one that is "
+            "in the label"
+        ),
+    }
+
+
 def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> None:
     """The mean of F10 over the chosen positions."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 7, 9, generator=generator, dtype=torch.float64)
     labels = torch.randint(9, (2, 7), generator=generator)
     labels[0, [0, 1, 3, 4]], labels[1, [0, 2, 3, 4, 5, 6]] = -100, -100
-    log_p = logits.log_softmax(-1)
-    chosen = labels != -100
-    picked = log_p.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
-    right = float(-picked[chosen].mean())
-    n, places = int(chosen.sum()), labels.numel()
-
-    def shifted(outputs: Tensor, targets: Tensor) -> float:
-        counted = targets != -100
-        found = outputs.gather(-1, targets.clamp_min(0)[..., None]).squeeze(-1)
-        return float(-found[counted].mean())
-
-    row_means = [-picked[r][chosen[r]].mean() for r in range(2)]
+    picked = _at_labels(logits.log_softmax(-1), labels)
     expect_close(
         answer(logits, labels),
-        right,
+        float(-picked[labels != -100].mean()),
         name="masked_loss",
-        hints={
-            shifted(log_p[:, :-1], labels[:, 1:]): (
-                "the labels are shifted: an output of BERT speaks about its own position"
-            ),
-            right * n: "this is the sum: divide by the number of chosen positions",
-            right * n / places: (
-                f"the sum is right, but it is divided by all {places} places; only {n} are chosen"
-            ),
-            float(-picked.mean()): "labels of -100 are counted as if they were token 0",
-            float(sum(row_means) / 2): (
-                "this is a mean of the means of the rows: they have different numbers of labels"
-            ),
-            -right: "the sign is turned around: a loss is a *negative* logarithm",
-            right / math.log(2): "this is in bits; the loss is in nats, the natural logarithm",
-        },
+        hints=_masked_loss_mistakes(logits, labels),
     )
     passed("only the chosen positions count, each once")
 
@@ -64,6 +82,8 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
     before = ids.clone()
     read = answer(ids, chosen, MASK_ID, torch.arange(FIRST, VOCAB), generator)
     expect_shape(read, tuple(ids.shape), name="what the model reads")
+    if read.dtype != ids.dtype:
+        raise CheckFailed(f"ids are whole numbers ({ids.dtype}), got {read.dtype}")
     if not torch.equal(ids, before):
         raise CheckFailed("hide changed its argument ids: work on a copy, or use torch.where")
     if (read[~chosen] != ids[~chosen]).any():
@@ -74,19 +94,7 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
             "a special token was put in as a random token: draw from ordinary_ids, "
             "not from the numbers up to its length"
         )
-    n = int(chosen.sum())
-    same = 0.1 + 0.1 / (VOCAB - FIRST)
-    shares = {
-        "[MASK]": (int((read[chosen] == MASK_ID).sum()), 0.8),
-        "the same token": (int((read[chosen] == ids[chosen]).sum()), same),
-        "another token": (len(put_in), 0.2 - same),
-    }
-    for name, (count, p) in shares.items():
-        if abs(count - n * p) > 5 * math.sqrt(n * p * (1 - p)):
-            raise CheckFailed(
-                f"of the chosen tokens, {count / n:.1%} became {name}, expected {p:.0%}. "
-                + _share_hint(count / n, name)
-            )
+    _check_shares(read, ids, chosen, len(put_in))
     if put_in.unique().numel() < (VOCAB - FIRST) // 2:
         raise CheckFailed(
             f"only {put_in.unique().numel()} different random tokens were put in: "
@@ -95,15 +103,76 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
     passed("80 % [MASK], 10 % random, 10 % unchanged")
 
 
-def _share_hint(share: float, name: str) -> str:
+def _check_shares(read: Tensor, ids: Tensor, chosen: Tensor, n_random: int) -> None:
+    """80, 10 and 10 percent of the chosen tokens, drawn for each token."""
+    share = float((read[chosen] == MASK_ID).double().mean())
+    for axis, line in ((0, "column"), (1, "row")):
+        masked = ((read == MASK_ID) & chosen).sum(axis)
+        alike = (masked == 0) | (masked == chosen.sum(axis))
+        if alike.float().mean() > 0.5 and 0.1 < share < 0.95:
+            raise CheckFailed(
+                f"all chosen tokens of one {line} become the same: draw a number for each token, "
+                "torch.rand(ids.shape, ...)"
+            )
+    n = int(chosen.sum())
+    same = 0.1 + 0.1 / (VOCAB - FIRST)
+    shares = {
+        "[MASK]": (int((read[chosen] == MASK_ID).sum()), 0.8),
+        "the same token": (int((read[chosen] == ids[chosen]).sum()), same),
+        "another token": (n_random, 0.2 - same),
+    }
+    for name, (count, p) in shares.items():
+        if abs(count - n * p) > 5 * math.sqrt(n * p * (1 - p)):
+            raise CheckFailed(
+                f"of the chosen tokens, {count / n:.1%} became {name}, expected {p:.0%}. "
+                + _share_hint(count / n, name, n_random)
+            )
+
+
+def _share_hint(share: float, name: str, n_random: int) -> str:
     if name == "[MASK]" and share > 0.99:
         return "All are hidden: draw a number for each token."
     if name == "[MASK]" and share < 0.01:
         return "Is anything put in the place of a chosen token?"
+    if name == "the same token" and share < 0.01:
+        return "One in ten must stay as it is: the random tokens take its place."
+    if name == "the same token" and n_random == 0:
+        return "No random token is put in: what happens when the draw is between 0.8 and 0.9?"
     return (
         "Use one draw for each token: below 0.8, below 0.9, or above. A second draw of its own "
         "for the random tokens would take 10 % of the rest."
     )
+
+
+def _nsp(difference: Tensor, y: Tensor) -> Tensor:
+    return -(y * F.logsigmoid(difference) + (1 - y) * F.logsigmoid(-difference))
+
+
+def _nsp_mistakes(difference: Tensor, label: Tensor) -> dict[Any, str]:
+    right = _nsp(difference, 1 - label)
+    return {
+        float(_nsp(difference, label).mean()): (
+            "y is turned around: next_sentence_label is 1 - y, and 0 means that B follows A"
+        ),
+        float(right.sum()): "this is the sum over the pairs: take the mean",
+        float(-right.mean()): "the sign is turned around: a loss is positive",
+        float(right[label == 1].sum() / len(label)): (
+            "the pairs with the label 0 add nothing: 0 is a class, not padding"
+        ),
+        float(right[label == 0].sum() / len(label)): (
+            "the pairs with the label 1 add nothing: the second term is missing"
+        ),
+        float(-F.logsigmoid(difference).mean()): (
+            "every pair is counted as one that follows: where the label is 1, it is "
+            "log(1 - p) that counts, and 1 - sigmoid(x) = sigmoid(-x)"
+        ),
+        float(
+            torch.where(label == 0, -F.logsigmoid(difference), F.logsigmoid(difference) - 1).mean()
+        ): "log(1 - p) is not 1 - log p",
+        float(
+            -torch.where(label == 0, difference.sigmoid(), (-difference).sigmoid()).mean()
+        ): "these are probabilities, and the loss is made of their logarithms",
+    }
 
 
 def check_nsp_from_difference(answer: Callable[[Tensor, Tensor], Tensor | float]) -> None:
@@ -111,27 +180,11 @@ def check_nsp_from_difference(answer: Callable[[Tensor, Tensor], Tensor | float]
     difference = torch.tensor([1.5, -0.4, 0.3, 2.0, -1.1], dtype=torch.float64)
     label = torch.tensor([0, 1, 1, 0, 0])
 
-    def loss(d: Tensor, y: Tensor) -> Tensor:
-        return -(y * F.logsigmoid(d) + (1 - y) * F.logsigmoid(-d))
-
-    right = loss(difference, 1 - label)
     expect_close(
         answer(difference, label),
-        float(right.mean()),
+        float(_nsp(difference, 1 - label).mean()),
         name="nsp_from_difference",
-        hints={
-            float(loss(difference, label).mean()): (
-                "y is turned around: next_sentence_label is 1 - y, and 0 means that B follows A"
-            ),
-            float(right.sum()): "this is the sum over the pairs: take the mean",
-            float(-right.mean()): "the sign is turned around: a loss is positive",
-            float(right[label == 1].sum() / len(label)): (
-                "the pairs with the label 0 add nothing: 0 is a class, not padding"
-            ),
-            float(right[label == 0].sum() / len(label)): (
-                "the pairs with the label 1 add nothing: the second term is missing"
-            ),
-        },
+        hints=_nsp_mistakes(difference, label),
     )
     far = torch.tensor([200.0])
     got = answer(far, torch.tensor([1]))
@@ -144,6 +197,15 @@ def check_nsp_from_difference(answer: Callable[[Tensor, Tensor], Tensor | float]
     passed("two-class cross-entropy from one number, for large numbers too")
 
 
+def _honest(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z.flatten(0, 1), y.flatten())
+
+
+def _broken(z: Tensor, y: Tensor) -> Tensor:
+    mean = F.cross_entropy(z.flatten(0, 1), y.flatten().clamp_min(0))
+    return (mean * (y != -100)).sum() / (y != -100).sum()
+
+
 def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> None:
     """Finds each mask that does nothing, and accuses no honest loss."""
     generator = torch.Generator().manual_seed(0)
@@ -151,29 +213,29 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
     labels = torch.full((3, 6), -100)
     labels[0, 2], labels[1, 0], labels[2, 5] = 3, 0, 7
 
-    def honest(z: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(z.flatten(0, 1), y.flatten())
-
-    def broken(z: Tensor, y: Tensor) -> Tensor:
-        mean = F.cross_entropy(z.flatten(0, 1), y.flatten().clamp_min(0))
-        return (mean * (y != -100)).sum() / (y != -100).sum()
-
     def leaks(row: int, place: int, size: float) -> Loss:
-        return lambda z, y: honest(z, y) + size * z[row, place].square().sum()
+        return lambda z, y: _honest(z, y) + size * z[row, place].square().sum()
 
     cases: list[tuple[Loss, bool, str]] = [
-        (honest, False, "an honest loss"),
-        (lambda z, y: honest(z, y) * 1e-3, False, "an honest loss with small gradients"),
-        (broken, True, "a mean over all positions, multiplied by the mask"),
+        (_honest, False, "an honest loss"),
+        (lambda z, y: _honest(z, y) * 1e-3, False, "an honest loss with small gradients"),
+        (_broken, True, "a mean over all positions, multiplied by the mask"),
         (leaks(0, 0, 1.0), True, "a loss that also teaches the first position of the first row"),
         (leaks(2, 4, 1.0), True, "a loss that also teaches one position of the last row"),
         (leaks(1, 3, 1e-12), True, "a loss that teaches elsewhere a little: compare with zero"),
+        (
+            lambda z, y: _honest(z, y) + z[0, 4, 1] - z[0, 4, 2],
+            True,
+            "a gradient of 1 and one of -1: a sum hides them, test each number",
+        ),
+        (_honest, False, "the honest loss again: gradients add up, so take a fresh copy each time"),
     ]
     for loss_of, expected, what in cases:
         got = answer(loss_of, logits, labels)
         if not isinstance(got, bool):
             raise CheckFailed(
-                f"teaches_elsewhere must return True or False, got {type(got).__name__}: {got!r}"
+                f"teaches_elsewhere must return True or False, got {type(got).__name__}: {got!r}. "
+                "bool(...) turns a tensor with one value into one"
             )
         if got != expected:
             advice = (

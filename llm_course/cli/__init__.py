@@ -24,18 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
-    chosen = parse(words)
-    if chosen is None:
-        return 0
     with warnings.catch_warnings():
         warnings.showwarning = _say_warning
-        return _run(chosen)
+        return _run(words)
 
 
-def _run(chosen: Any) -> int:
-    """Run a parsed command; its exit status."""
+def _run(words: list[str]) -> int:
+    """Parse a command and run it; its exit status."""
     try:
-        chosen.run()
+        if chosen := parse(words):
+            chosen.run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         _say("interrupted")

@@ -24,7 +24,7 @@ Batch = dict[str, Tensor]
 Rows = Sequence[Sequence[int]]
 LongPairs = Literal["error", "drop"]  # a pair cut short would teach to stop too early
 
-POOL = 50  # batches whose pairs are sorted by length together
+POOL = 50  # batches whose pairs are sorted by length together, unless `pool` says another number
 
 
 class Pairs:
@@ -93,8 +93,9 @@ class Pairs:
 class PairBatches(EndlessBatches):
     """Endless shuffled batches of pairs with their state, like those of `batching.py`.
 
-    An epoch is shuffled, parted into pools of 50 batches, and each pool sorted by length; then the
-    batches of the epoch are shuffled. A pair occurs at most once an epoch.
+    An epoch is shuffled, parted into pools of some batches, and each pool sorted by length; then
+    the batches of the epoch are shuffled. A pair occurs at most once an epoch. Large pools leave
+    little padding, but the pairs of a batch are then alike, and its gradient a poorer sample.
 
     Args:
         sources, targets: rows of ids, one target for each source. Targets end with the end token,
@@ -102,6 +103,7 @@ class PairBatches(EndlessBatches):
         start_id: what the decoder reads first: T5's is its pad token, the Transformer's BOS.
         context: the most tokens that an input or an answer may have; None: no limit.
         long_pairs: what happens to longer ones: "error" or "drop"; `.long` counts them.
+        pool: how many batches are sorted by length together; 1 does not sort over batches.
         vocab_size: checked against every id.
 
     Raises:
@@ -120,10 +122,14 @@ class PairBatches(EndlessBatches):
         start_id: int,
         context: int | None = None,
         long_pairs: LongPairs = "error",
+        pool: int = POOL,
         vocab_size: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if pool < 1:
+            raise ConfigError(f"pool must be at least 1, got {pool}")
+        self.pool = pool
         self.pairs = Pairs(sources, targets, context, long_pairs, vocab_size)
         super().__init__(max(2, self.pairs.context), batch_size, seed, rank, world_size)
         self.pad_id, self.start_id, self.long = pad_id, start_id, self.pairs.long
@@ -151,8 +157,8 @@ class PairBatches(EndlessBatches):
         order = torch.randperm(len(self.pairs), generator=generator).numpy()
         order = order[: len(order) - len(order) % needed]
         sources, targets = self.pairs.sources.lengths, self.pairs.targets.lengths
-        for begin in range(0, len(order), POOL * needed):
-            pool = order[begin : begin + POOL * needed]
+        for begin in range(0, len(order), self.pool * needed):
+            pool = order[begin : begin + self.pool * needed]
             pool[:] = pool[np.lexsort((sources[pool], targets[pool]))]
         batches = order.reshape(-1, needed)
         self._order = batches[torch.randperm(len(batches), generator=generator).numpy()].ravel()
@@ -164,7 +170,8 @@ class PairBatches(EndlessBatches):
         return self.pairs.gather(self._order[first:last], self.pad_id, self.start_id)
 
     def _hash(self) -> str:
-        return self.pairs.fingerprint(f"pairs {self.pad_id} {self.start_id}")
+        pool = "" if self.pool == POOL else f" pool {self.pool}"
+        return self.pairs.fingerprint(f"pairs {self.pad_id} {self.start_id}{pool}")
 
 
 class PairEvaluation:

@@ -146,6 +146,7 @@ def _prepared(data: PairConfig, n_positions: int) -> PreparedPairs:
         data.batch_size,
         seed=data.seed,
         long_pairs="drop",
+        pool=data.pool,
         **options,
     )
     return PreparedPairs(

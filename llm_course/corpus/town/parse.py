@@ -8,6 +8,7 @@ so articles, capitals and punctuation are checked too. Sentences are judged alon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -121,6 +122,12 @@ def parse(text: str, grammar: Grammar | None = None) -> Derivation:
             sentences.append(parse_sentence(sentence, grammar))
         except ParseError as error:
             raise ParseError(f"sentence {number}: {error}") from None
+    return Derivation(plot_of(sentences, grammar), tuple(sentences))
+
+
+def plot_of(sentences: Sequence[Sentence], grammar: Grammar | None = None) -> str:
+    """The plot that these sentences tell, whatever their words; ParseError where none does."""
+    grammar = grammar or town()
     told = [grammar.clauses[sentence.clause].beat for sentence in sentences]
     best = 0
     for plot, beats in grammar.plots.items():
@@ -132,10 +139,35 @@ def parse(text: str, grammar: Grammar | None = None) -> Derivation:
                 break
         else:
             if place == len(told):
-                return Derivation(plot, tuple(sentences))
+                return plot
         best = max(best, place)
     where = f"sentence {best + 1} ({told[best]})" if best < len(told) else "the end"
     raise ParseError(f"no plot goes on with {where} after {told[:best]}")
+
+
+def clauses_around(
+    before: str, after: str, grammar: Grammar | None = None
+) -> list[tuple[Clause, tuple[str | None, ...]]]:
+    """The clauses that may write `before`, one word, and `after`, and the words of their slots.
+
+    None stands for the slot that the one word fills, where it fills one. Nothing is printed again:
+    an article that does not fit, or a missing capital, is not noticed here.
+    """
+    paths: list[tuple[_Node, tuple[str | None, ...]]] = [(_trie(grammar or town()), ())]
+    for word in (*tokens(before), None, *tokens(after)):
+        longer: list[tuple[_Node, tuple[str | None, ...]]] = []
+        for node, filled in paths:
+            if word is None:
+                longer += [(child, filled) for child in node.words.values()]
+                longer += [(child, (*filled, None)) for _, child in node.slots]
+            else:
+                if word in node.words:
+                    longer.append((node.words[word], filled))
+                longer += [(c, (*filled, known[word])) for known, c in node.slots if word in known]
+            if node.article is not None and (word is None or word in ARTICLES):
+                longer.append((node.article, filled))
+        paths = longer
+    return [(node.clause, filled) for node, filled in paths if node.clause is not None]
 
 
 def sentence_parses(sentence: str, grammar: Grammar | None = None) -> bool:
