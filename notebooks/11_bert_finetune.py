@@ -11,9 +11,6 @@
 # ---
 
 # %% [markdown]
-# # 09 BERT: two tasks without labels
-
-# %% [markdown]
 # # 11 Lab: fine-tune BERT
 #
 # BADGE
@@ -23,7 +20,7 @@
 # from nothing, and compare all of them with a method that needs no network. You will choose on one set and report on
 # another, measure whether a model knows how sure it may be, and read its mistakes.
 #
-# **Needs** [chapter 09](09_bert_objectives.ipynb). **Runs** in 90 seconds on one core.
+# **Needs** [chapter 10](10_bert_pretrain.ipynb). **Runs** in 90 seconds on one core.
 # **Source** {cite:p}`devlin2019`; `llm_course/runs/finetune.py`, `llm_course/models/heads.py`,
 # `llm_course/objectives/labelled.py`.
 #
@@ -88,7 +85,7 @@ generator = torch.Generator().manual_seed(0)
 # ## Why fine-tune?
 #
 # Labels are expensive. Somebody has to read each text and say what is right. Plain text is cheap: there is more of it
-# than anybody can read. Chapter 09 showed two tasks that make their own labels from plain text. A model that has
+# than anybody can read. [Chapter 09](09_bert_objectives.ipynb) showed two tasks that make their own labels from plain text. A model that has
 # done them for a long time has learnt which words belong together, and which word depends on which. The hope is
 # that it then needs only a few labelled examples for a task that somebody cares about.
 #
@@ -97,7 +94,7 @@ generator = torch.Generator().manual_seed(0)
 # part three times from one checkpoint, and each time it asks the same question: *what was the pretraining worth?*
 #
 # The checkpoint is the course's own. It is a small BERT that has read stories of Town for some minutes on one core
-# (`llm-course record --name bert_town_cpu`). It lies in the repository, with its tokenizer.
+# (`llm-course record --name bert_town_cpu`, [chapter 10](10_bert_pretrain.ipynb)). It lies in the repository, with its tokenizer.
 
 # %%
 checkpoint = load_checkpoint("bert_town_cpu")
@@ -843,8 +840,8 @@ with measured():
 #
 # One run says little. Another choice of the labelled examples, another start of the head, and the order of the ways may change. So
 # the table of this chapter is a recorded run: the same plans, five seeds, each with other training examples
-# (`llm-course record --name finetune_town_cpu`, some minutes on one core). The learning rate of each way was chosen on dev by
-# the first seed. Each run has opened its test set once.
+# (`llm-course record --name finetune_town_cpu`, some minutes on one core). In each of them every way has chosen its learning rate
+# on dev. Each run has opened its test set once.
 #
 # Beside each mean stand the standard deviation over the seeds, and the half width of a 95 % interval of the mean,
 # {math}`t\,s/\sqrt 5` with {math}`t = 2.78` for five runs.
