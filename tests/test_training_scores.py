@@ -11,6 +11,8 @@ from llm_course.errors import DataError
 from llm_course.training.scores import (
     accuracy,
     answer_scores,
+    calibration_bins,
+    calibration_error,
     entities,
     entity_scores,
     macro_f1,
@@ -75,9 +77,27 @@ def test_answers_are_compared_as_the_script_of_squad_does() -> None:
     assert answer_scores(["cup"], [["kettle", "cup"]]) == {"exact_match": 1.0, "f1": 1.0}
 
 
+def test_calibration_is_the_weighted_gap_between_confidence_and_share_right() -> None:
+    confidence = [0.55, 0.6, 0.95, 0.95, 1.0]
+    right = [True, False, True, True, False]
+    bins = calibration_bins(confidence, right)
+    assert [b.n for b in bins] == [2, 3]  # 0.6 is the upper end of its bin
+    assert bins[0].confidence == pytest.approx(0.575)
+    assert bins[1].right == pytest.approx(2 / 3)
+    by_hand = (2 * abs(0.5 - 0.575) + 3 * abs(2 / 3 - 2.9 / 3)) / 5
+    assert calibration_error(confidence, right) == pytest.approx(by_hand)
+    unweighted = (abs(0.5 - 0.575) + abs(2 / 3 - 2.9 / 3)) / 2
+    assert calibration_error(confidence, right) != pytest.approx(unweighted)
+    assert calibration_error([0.0, 1.0], [False, True]) == 0.0
+    sure = calibration_error([1.0] * 4, [True, True, False, False])
+    assert sure == 0.5
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: calibration_error([1.5], [True]), "from 0 to 1, got 1.5"),
+        (lambda: calibration_bins([0.5], [True], 0), "n_bins must be at least 1, got 0"),
         (lambda: accuracy([], []), "at least one, got 0 and 0"),
         (lambda: macro_f1(["a"], ["a", "b"]), "got 1 and 2"),
         (lambda: entities(["B-P", "X"]), "got 'X' at place 1"),

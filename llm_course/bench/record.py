@@ -55,9 +55,10 @@ class RecordedRun:
 
 def recorded_runs() -> dict[str, RecordedRun]:
     """All runs by name."""
-    from llm_course.bench import bert_runs, gpt_runs, translate_runs
+    from llm_course.bench import bert_runs, finetune_real, finetune_runs, gpt_runs, translate_runs
 
-    return gpt_runs.RUNS | translate_runs.RUNS | bert_runs.RUNS
+    runs = gpt_runs.RUNS | translate_runs.RUNS | bert_runs.RUNS
+    return runs | finetune_runs.RUNS | finetune_real.RUNS
 
 
 def record_command(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 from llm_course.errors import DataError
 
@@ -100,6 +102,49 @@ def _word_f1(predicted: str, true: str) -> float:
         return float(found == wanted)
     common = sum((Counter(found) & Counter(wanted)).values())
     return 2 * common / (len(found) + len(wanted))
+
+
+class CalibrationBin(NamedTuple):
+    """Predictions of about one confidence: their mean confidence, the share that is right, n."""
+
+    confidence: float
+    right: float
+    n: int
+
+
+def calibration_bins(
+    confidence: Sequence[float], right: Sequence[bool], n_bins: int = 10
+) -> list[CalibrationBin]:
+    """Predictions in `n_bins` bins of equal width from 0 to 1, those that are not empty.
+
+    Confidence is the probability of the predicted class. A bin holds its upper end.
+    """
+    _check(confidence, right)
+    if n_bins < 1:
+        raise DataError(f"n_bins must be at least 1, got {n_bins}")
+    inside: dict[int, list[tuple[float, bool]]] = {}
+    for c, r in zip(confidence, right):
+        if not 0 <= c <= 1 + 1e-6:
+            raise DataError(f"confidence must be from 0 to 1, got {c}")
+        number = min(max(math.ceil(c * n_bins) - 1, 0), n_bins - 1)
+        inside.setdefault(number, []).append((c, bool(r)))
+    return [
+        CalibrationBin(
+            sum(c for c, _ in found) / len(found), sum(r for _, r in found) / len(found), len(found)
+        )
+        for _, found in sorted(inside.items())
+    ]
+
+
+def calibration_error(
+    confidence: Sequence[float], right: Sequence[bool], n_bins: int = 10
+) -> float:
+    r"""Expected calibration error $\sum_b \frac{n_b}{n}\,|\text{right}_b - \text{confidence}_b|$.
+
+    Guo et al. 2017, eq. (3).
+    """
+    bins = calibration_bins(confidence, right, n_bins)
+    return sum(b.n * abs(b.right - b.confidence) for b in bins) / len(right)
 
 
 def _check(predicted: Sequence[object], true: Sequence[object]) -> None:
