@@ -1231,7 +1231,7 @@ assert mixed["none"]["mlm"] > mixed["blocks"]["mlm"]
 # llm-course pretrain bert --out runs/bert
 # ```
 #
-# A longer run on one core was recorded (`llm-course record --name bert_town_cpu`). It is the same model with the same start. Its weights are stored with the course, and chapter 11 begins with them.
+# A longer run on one core was recorded (`llm-course record --name bert_town_cpu`). It is the same model with the same start. Its weights are stored with the course, and [chapter 11](11_bert_finetune.ipynb) begins with them.
 
 # %%
 town = load_result("bert_town_cpu")
@@ -1480,7 +1480,7 @@ for name, preset in BERT_PRESETS.items():
 # llm-course pretrain bert --preset h200 --no-next-sentence --whole-words --out runs/town
 # ```
 #
-# There is no floor for these texts, and no exact conditional. What remains is to compare with counting, and with the tasks of chapter 11.
+# There is no floor for these texts, and no exact conditional. What remains is to compare with counting, and with the tasks of [chapter 11](11_bert_finetune.ipynb).
 
 # %% [markdown]
 # ## Exercises
@@ -1629,4 +1629,4 @@ ch10.check_hidden_word_floor(hidden_word_floor)
 # The article's class, data set and loop are fewer than 200 lines, and equal the package to ten digits once the tanh, the transform and the tied matrix are there. Packing saves half of the work if three things change with it: the mask, the positions and the place of the label. The head belongs at the
 # chosen positions only. Compare a loss with counting and with what is possible, on a task that is the same for all. And when an accuracy rises, ask what the dullest rule would reach: our model had learnt to count sentences.
 #
-# In chapter 11 the recorded checkpoint is fine-tuned for three tasks.
+# In [chapter 11](11_bert_finetune.ipynb) the recorded checkpoint is fine-tuned for three tasks.
