@@ -154,7 +154,7 @@ for task, score in best.items():
 # {math}`h = \tanh(W_p\,x_{\texttt{[CLS]}} + b_p)`. A new matrix {math}`W` with one row for each class gives a score
 # for each class, and the softmax makes them probabilities:
 #
-# $$p(c \mid x) = \frac{e^{z_c}}{\sum_{k} e^{z_k}}, \qquad z = W h + b$$ (eq-finetune-class)
+# $$\begin{aligned} z &= W h + b \\ p(c \mid x) &= \frac{e^{z_c}}{\sum_{k} e^{z_k}} \end{aligned}$$ (eq-finetune-class)
 #
 # The loss is the cross-entropy, the negative logarithm of the probability of the right class, as a mean over the {math}`N` texts:
 #
@@ -405,10 +405,10 @@ plt.show()
 #
 # The softmax gives a probability with each answer. Is it true? A model is **calibrated** if, of all answers that it gives with
 # 80 %, eight in ten are right. To measure this, put the answers into bins by their confidence, and compare the mean confidence of each
-# bin with the share that is right. The **expected calibration error** {cite:p}`guo2017` is the mean distance, each bin weighted by
-# its number of answers:
+# bin with the share that is right. Call them {math}`c_b` and {math}`r_b`. The **expected calibration error** {cite:p}`guo2017` is the mean distance, each bin weighted by
+# its number of answers {math}`n_b`:
 #
-# $$\text{ECE} = \sum_{b} \frac{n_b}{N}\,\bigl|\,\text{right}_b - \text{confidence}_b\,\bigr|$$ (eq-ece)
+# $$\text{ECE} = \sum_{b} \frac{n_b}{N}\,\bigl|\,r_b - c_b\,\bigr|$$ (eq-ece)
 
 
 # %%
@@ -695,7 +695,7 @@ with measured():
 # and {math}`E`. Each token gets two scores, {math}`s_i = S \cdot x_i` and {math}`e_i = E \cdot x_i`, and a softmax **over the tokens of the row** gives
 # the probability that the answer begins, or ends, there:
 #
-# $$p_\text{first}(i) = \frac{e^{s_i}}{\sum_j e^{s_j}}, \qquad p_\text{last}(j) = \frac{e^{e_j}}{\sum_k e^{e_k}}$$ (eq-finetune-span)
+# $$\begin{aligned} p_\text{first}(i) &= \frac{e^{s_i}}{\sum_j e^{s_j}} \\ p_\text{last}(j) &= \frac{e^{e_j}}{\sum_k e^{e_k}} \end{aligned}$$ (eq-finetune-span)
 #
 # With {math}`a` and {math}`b` for the first and the last token of the right answer, the loss of a question is the mean of two cross-entropies:
 #
@@ -1039,11 +1039,11 @@ print(f"\nown checkpoint: {own['checkpoint_of']}")
 # Three things can be read here, and none of them flatters our model.
 #
 # **Our checkpoint is worth little on real text.** It has read two and a half million tokens of novels and Wikipedia, for three minutes. On film reviews it is not better than the same
-# model from scratch, and a bag of words beats both. The published weights have read many thousand times as much. With 600 labelled sentences they are far ahead, even
+# model from scratch, and a bag of words beats both. The published weights have read more than a thousand times as much. With 600 labelled sentences they are far ahead, even
 # as a probe. Pretraining pays when there was enough of it.
 #
 # **Some tasks need more labels than this.** On mrpc every accuracy lies near two thirds, and that is the share of the pairs that say the same. The **macro F1**, the mean
-# of the F1 of both classes, shows what happened: a model that always gives one answer has a macro F1 of about 0.4. The rule that counts common words is the best of the list. On
+# of the F1 of both classes, shows how little was learnt: a model that always gives one answer has a macro F1 of about 0.4, and these are not far above it. The rule that counts common words is the best of the list. On
 # the questions about Wikipedia all models are near the ground, and the rule is above them too.
 #
 # **Entities of social media are hard for everybody.** The test set was chosen by its makers so that its names are new. A dictionary finds nearly none of them. The published
@@ -1306,3 +1306,5 @@ ch11.check_best_of(best_of)
 # softmaxes over places. Train everything if you can; freeze when the encoder must be shared, and then prove that it is frozen. Compare with the
 # same model from scratch and with a method that has no network, on several seeds: pretraining pays most where labels are few and where the plain
 # text tells something about the task. Choose on dev, open the test set once. Ask how sure the model may be, and read its mistakes.
+#
+# BERT reads and does not write. The next part is about a model that writes: [chapter 12](12_gpt_objective.ipynb).
