@@ -211,6 +211,22 @@ def _own_checkpoint() -> tuple[str, Path]:
     return OWN[-1], results.load_checkpoint(OWN[-1])
 
 
+def _training(plan: RealTask, splits: Splits, rate: float, seed: int, *, tiny: bool) -> TrainConfig:
+    """Some epochs with a linear schedule, on the processor."""
+    steps = plan.epochs * len(splits.train) // BATCH_SIZE
+    return TrainConfig(
+        max_steps=2 if tiny else steps,
+        lr=rate,
+        warmup_steps=0 if tiny else steps // 10,
+        schedule="linear",
+        weight_decay=0.01,
+        beta2=0.999,
+        device="cpu",
+        precision="fp32",
+        seed=seed,
+    )
+
+
 def _run(
     plan: RealTask,
     splits: Splits,
@@ -224,22 +240,11 @@ def _run(
     """The scores on development and test set after one training."""
     begin = time.process_time()
     mistakes: list[dict[str, Any]] = []
-    steps = plan.epochs * len(splits.train) // BATCH_SIZE
     run = prepare_finetune(
         plan.task,
         splits,
         checkpoint=checkpoint,
-        train_config=TrainConfig(
-            max_steps=2 if tiny else steps,
-            lr=rate,
-            warmup_steps=0 if tiny else steps // 10,
-            schedule="linear",
-            weight_decay=0.01,
-            beta2=0.999,
-            device="cpu",
-            precision="fp32",
-            seed=seed,
-        ),
+        train_config=_training(plan, splits, rate, seed, tiny=tiny),
         context=plan.context,
         batch_size=BATCH_SIZE,
         from_scratch=way == "from scratch",

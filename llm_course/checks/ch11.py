@@ -196,6 +196,12 @@ def check_entity_f1(answer: Callable[[Tags, Tags], float]) -> None:
             ),
         },
     )
+    _check_edges_of_entity_f1(answer)
+    passed("an entity is right or wrong as a whole")
+
+
+def _check_edges_of_entity_f1(answer: Callable[[Tags, Tags], float]) -> None:
+    """Nothing found, an entity at the wrong place, and one in the wrong row."""
     nothing = [["O"] * 4]
     expect_close(
         answer(nothing, [["B-JOB", "O", "O", "O"]]), 0.0, name="entity_f1 of nothing but O"
@@ -214,7 +220,6 @@ def check_entity_f1(answer: Callable[[Tags, Tags], float]) -> None:
         name="entity_f1 of two rows that are exchanged",
         hints={1.0: "the row counts too: an entity of one row is no entity of another"},
     )
-    passed("an entity is right or wrong as a whole")
 
 
 def check_best_of(
