@@ -161,7 +161,7 @@ BERT_PRESETS = {
             n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256, dropout=0.1
         ),
         data=DataConfig(
-            context=256, batch_size=256, documents=500_000, tokenizer="wordpiece", vocab_size=8192
+            context=256, batch_size=128, documents=200_000, tokenizer="wordpiece", vocab_size=8192
         ),
         train=TrainConfig(
             max_steps=6000, lr=5e-4, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000

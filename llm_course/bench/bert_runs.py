@@ -163,7 +163,7 @@ def _tiny(
 
 RUNS = {
     "bert_town": RecordedRun(
-        title="BERT on Town, h200 preset", device="cuda", minutes=15, make=bert_town
+        title="BERT on Town, h200 preset", device="cuda", minutes=8, make=bert_town
     ),
     "bert_books": RecordedRun(
         title="BERT on novels and Wikipedia, t4 preset", device="cuda", minutes=10, make=bert_books
