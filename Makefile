@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 NOTEBOOKS := $(wildcard notebooks/*.py)
 
-.PHONY: help book test lint unit nbval browser-test notebooks student coverage-map lab lock clean
+.PHONY: help book test lint unit nbval browser-test gpu-test notebooks student coverage-map lab lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored ou
 
 browser-test: .venv/browser.stamp  ## the attention view and the built pages in a real Chromium, the system's
 	pytest -n 2 --dist worksteal -m browser
+
+gpu-test:  ## the tests that need a CUDA device, by the python3 and the torch that are there
+	python3 -m pytest -m gpu --no-shape-checks
 
 notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py (or NAMES="12 13") and write the .ipynb beside each
 	$(BIN)/python tools/notebooks.py $(NAMES)

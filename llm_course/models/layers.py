@@ -34,6 +34,10 @@ __all__ = [
     "padding_mask",
 ]
 
+# On Hopper GPUs PyTorch prefers cuDNN's attention kernel, whose backward pass gives wrong gradients
+# for some masks (its issues 139298, 150700 and 196678); then a model does not learn, silently.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
