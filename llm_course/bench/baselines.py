@@ -77,14 +77,19 @@ def question_rule(
     known: dict[str, set[str]] = defaultdict(set)
     for example in training:
         known[_kind(example)].update(answer.text for answer in example.answers)
-    return lambda examples: [_ruled(example, known[_kind(example)]) for example in examples]
+    return lambda examples: [ruled_answer(example, known[_kind(example)]) for example in examples]
 
 
 def _kind(example: QuestionExample) -> str:
     return " ".join(example.question.split()[:OPENING])
 
 
-def _ruled(example: QuestionExample, known: set[str]) -> str:
+def ruled_answer(example: QuestionExample, known: set[str]) -> str:
+    """The best candidate: a known answer before a run of capitals, then most words of the question.
+
+    A candidate is a tuple, and Python compares tuples from the left: (known, shared words,
+    earlier sentence, length, text).
+    """
     asked = set(WORD.findall(example.question))
     best: tuple[Any, ...] = ()
     for number, sentence in enumerate(split_sentences(example.context)):

@@ -312,13 +312,13 @@ RUNS = {
     "finetune_real_cpu": RecordedRun(
         title="the course's BERT fine-tuned on sst2, wnut17, mrpc and squad",
         device="cpu",
-        minutes=6,
+        minutes=12,
         make=finetune_real_cpu,
     ),
     "finetune_published_cpu": RecordedRun(
         title="a published 6-layer BERT fine-tuned on the same examples",
         device="cpu",
-        minutes=14,
+        minutes=23,
         make=finetune_published_cpu,
     ),
 }
