@@ -82,7 +82,7 @@ TRANSFORMER_PRESETS = {
         ),
         data=PairConfig(min_count=100, batch_size=16, pool=4),
         train=TrainConfig(
-            max_steps=3200, lr=5e-3, warmup_steps=100, min_lr=1e-4, beta2=0.98, precision="fp32"
+            max_steps=3800, lr=3e-3, warmup_steps=100, min_lr=1e-4, beta2=0.98, precision="fp32"
         ),
     ),
     "t4": TransformerPreset(
