@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 12 GPT: predicting the next token
 #
-# [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/12_gpt_objective.ipynb)
+# BADGE
 #
 # **You will** turn the probability of a text into a product of guesses, derive the loss that
 # trains every GPT, find out why labels must be shifted exactly once, look at the model that makes
@@ -26,17 +26,8 @@
 # Names such as F12 and F13 in docstrings are ids of formulas in the article that this course
 # follows. The [source map](../book/source_map.md) lists them.
 
-# %% tags=["remove-cell"]
-import sys
-
-# On Colab this installs the course; elsewhere it does nothing.
-if "google.colab" in sys.modules:
-    get_ipython().run_line_magic(
-        "pip",
-        "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "
-        "tyro docstring-parser typeguard jaxtyping wadler-lindig "
-        "sacrebleu portalocker tabulate colorama ",
-    )
+# %% [markdown]
+# COLAB
 
 # %%
 import copy

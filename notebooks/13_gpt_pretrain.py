@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 13 Lab: pretrain a GPT
 #
-# [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/13_gpt_pretrain.ipynb)
+# BADGE
 #
 # **You will** train a byte-pair tokenizer, count what n-grams can do, train a GPT from random
 # weights, measure how far it is from the best possible model, and let a parser judge the stories
@@ -23,17 +23,8 @@
 # **Source** {cite:p}`radford2019,sennrich2016`; `llm_course/corpus/town`,
 # `llm_course/training/loop.py`.
 
-# %% tags=["remove-cell"]
-import sys
-
-# On Colab this installs the course; elsewhere it does nothing.
-if "google.colab" in sys.modules:
-    get_ipython().run_line_magic(
-        "pip",
-        "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "
-        "tyro docstring-parser typeguard jaxtyping wadler-lindig "
-        "sacrebleu portalocker tabulate colorama ",
-    )
+# %% [markdown]
+# COLAB
 
 # %%
 import math
