@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,9 @@ def test_each_task_of_town_is_one_command_and_predicts(
     assert finetune(checkpoint, out, *again, "--resume") == 0
     assert json.loads(capsys.readouterr().out) == summary
     assert (out / "summary.json").read_bytes() == before
+    (out / "summary.json").write_text("{")
+    assert finetune(checkpoint, out, *again, "--resume") == 2
+    assert "summary.json is not JSON" in capsys.readouterr().err
 
 
 def test_own_files_are_learnt_and_predicted(
@@ -168,6 +173,58 @@ def test_what_cannot_be_is_one_line_and_leaves_no_directory(
     assert "there is no runs/bert/model" in capsys.readouterr().err
 
 
+def test_the_scores_of_one_test_set_are_not_shown_for_another(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: str(reviews(tmp_path, f"{name}.csv", 20)) for name in ("train", "dev", "test")}
+    columns = ["--text-column", "review", "--label-column", "good"]
+    out = tmp_path / "run"
+
+    def resumed(**changed: str) -> int:
+        now = files | changed
+        words = [f"--{name}-files={now[name]}" for name in ("dev", "test")]
+        return finetune(
+            checkpoint, out, f"--data-files={now['train']}", *words, *columns, "--resume"
+        )
+
+    assert resumed() == 0
+    other = str(reviews(tmp_path, "other.csv", 20))
+    before = (out / "summary.json").read_bytes()
+    for name in ("train", "dev", "test"):
+        capsys.readouterr()
+        assert resumed(**{name: other}) == 2, name
+        assert "belongs to another run: data was" in capsys.readouterr().err
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(Path(files["test"]).read_bytes())
+    assert resumed(test=str(moved)) == 0  # the same examples
+    assert (out / "summary.json").read_bytes() == before
+
+
+def test_a_model_without_checkpoints_is_not_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "run" / "model"
+    shutil.copytree(checkpoint, model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for more in ([], ["--resume"]):
+        assert finetune(model, tmp_path / "run", "--examples", "9", *more) == 2
+        assert "holds a model, and no checkpoint to resume from" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+        assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_model_without_the_names_of_its_classes_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(checkpoint, tmp_path / "run", "--examples", "9") == 0
+    config = tmp_path / "run" / "model" / "config.json"
+    raw = json.loads(config.read_text())
+    del raw["id2label"]
+    config.write_text(json.dumps(raw))
+    assert main(["predict", "--model", str(config.parent), "--text", "a"]) == 2
+    assert "config.json: no id2label, so the classes have no names" in capsys.readouterr().err
+
+
 def test_predictions_that_cannot_be_are_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +232,8 @@ def test_predictions_that_cannot_be_are_refused(
     assert finetune(checkpoint, out, "--task", "qa", "--examples", "9") == 0
     train = str(reviews(tmp_path))
     model = ["--model", str(out / "model")]
+    os.mkfifo(tmp_path / "pipe")
+    given = [*model, "--data-files", train, "--overwrite", "--out"]
     for words, phrase in (
         ([*model, "--text", "a"], "needs --question and --context (or --data-files), got --text"),
         ([*model, "--question", "a"], "got --question"),
@@ -182,7 +241,9 @@ def test_predictions_that_cannot_be_are_refused(
         ([*model, "--data-files", train], "'context' for the context"),
         ([*model, "--data-files", train, "--text", "a"], "not both"),
         ([*model, "--data-files", train, "--out", str(tmp_path)], "is a directory"),
-        ([*model, "--data-files", train, "--out", train, "--overwrite"], "one of the data files"),
+        ([*given, train], "one of the data files"),
+        ([*given, str(tmp_path / "pipe")], "is a device or a pipe"),
+        ([*given, str(out / "model" / "config.json")], "must not be a file of the model"),
         ([*model, "--data-files", train, "--out", "/no/x"], "a directory that exists"),
         (["--model", str(out), "--text", "a"], "did you mean"),
         (["--model", str(checkpoint), "--text", "a"], "no fine-tuned model"),

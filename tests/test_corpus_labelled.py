@@ -227,6 +227,17 @@ BAD_FILES = [
     ("no form", "qa", "a.jsonl", squad(answers=[1]), "expected an answer or SQuAD's"),
     ("none at all", "qa", "a.jsonl", squad(answers=[]), "none of its 1 questions has an answer"),
     ("empty context", "qa", "a.jsonl", squad(context=" "), "'context' is empty"),
+    ("cut SQuAD", "qa", "a.json", '{"data":\n [{"paragraphs":', r"a\.json: line 2, column 17: Exp"),
+    ("no letter", "qa", "a.json", '{"data":\n ["\\ud83d"]}', "half of a surrogate pair"),
+    ("key twice", "qa", "a.json", '{"data":\n [{"a": 1, "a": 2}]}', r"a\.json: key 'a' is there"),
+    (
+        "JSON",
+        "classify",
+        "a.json",
+        '{\n "rows": []}',
+        "line 1, .* is one list of objects, or an obj",
+    ),
+    ("CoNLL .txt", "tag", "a.txt", "Mara B-PER\n", r"a name that ends in \.conll, \.bio, \.iob"),
     ("half SQuAD", "qa", "a.json", '{"data": [{"paragraph": []}]}', "a list 'paragraphs'"),
 ]
 
@@ -252,6 +263,8 @@ def test_a_column_that_does_not_exist_is_answered_with_those_that_do(tmp_path: P
         read_examples("classify", path, Columns(text="reviews", label="stars"))
     with pytest.raises(DataError, match="one column for two things"):
         read_examples("classify", path, Columns(text="stars", label="stars"))
+    with pytest.raises(ConfigError, match="'classify' has no second text, got the column 'stars'"):
+        read_examples("classify", path, Columns(text="review", pair="stars"))
 
 
 def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
@@ -276,6 +289,7 @@ def texts(*labels: str) -> list[TextExample]:
 def test_classes_come_in_one_order_whatever_the_order_of_the_examples() -> None:
     assert labels_of("classify", texts("b", "a", "b")) == ("a", "b")
     assert labels_of("classify", texts("10", "9", "-1")) == ("-1", "9", "10")
+    assert labels_of("classify", texts("1", "01")) == labels_of("classify", texts("01", "1"))
     tags = [TaggedExample(("x",), ("B-PER",)), TaggedExample(("x",), ("I-LOC",))]
     assert labels_of("tag", tags) == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 

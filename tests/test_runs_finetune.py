@@ -412,6 +412,8 @@ def test_a_preset_suits_the_size_and_a_frozen_model_learns_faster(checkpoint: Pa
         ({"task": "sort"}, "task must be one of classify, tag, qa, pair, got 'sort'"),
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
         ({"checkpoint": "/no/such"}, "no directory '/no/such'"),
+        ({"stride": 5}, "stride is for the task 'qa', got stride = 5 for 'classify'"),
+        ({"dropout": float("nan")}, "dropout must be at least 0.0 and at most 1.0, got nan"),
         ({"dropout": 2.0}, "dropout must be at least 0.0 and at most 1.0, got 2.0"),
     ],
 )
@@ -431,6 +433,8 @@ def test_few_examples_are_one_batch_and_none_is_an_error(checkpoint: Path) -> No
     few = Splits([TextExample("a", "x"), TextExample("b", "y")], [TextExample("c", "x")])
     run = prepare_finetune("classify", few, checkpoint=checkpoint, batch_size=64)
     assert run.batches.batch_size == 2
+    for context in range(8, 20):  # the shortest rows, with the stride that nobody chose
+        short("qa", checkpoint, context=context)
     assert run.predict([]) == []
     with pytest.raises(DataError, match="needs a TextExample, got QuestionExample"):
         run.predict([QuestionExample("a", "b")])

@@ -11,7 +11,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Literal, TypeVar, get_args
 
 from llm_course.corpus.splits import split_documents
@@ -258,7 +259,7 @@ def labels_of(task: str, training: Sequence[Any]) -> tuple[str, ...]:
             f"({shown}, ...): these are no classes"
         )
     if all(re.fullmatch(r"-?\d{1,9}", str(label)) for label in counts):
-        return tuple(sorted(map(str, counts), key=int))
+        return tuple(sorted(map(str, counts), key=lambda label: (int(label), label)))
     return tuple(sorted(map(str, counts)))
 
 
@@ -287,6 +288,13 @@ def check_splits(task: str, splits: Splits) -> tuple[str, ...]:
 def _inside(test: Sequence[Any] | HeldOut) -> Sequence[Any]:
     """For checks of the form only: nothing is scored with it."""
     return test._examples if isinstance(test, HeldOut) else test
+
+
+def held_out_hash(splits: Splits) -> str:
+    """SHA-256 of the development and test examples, wherever their files lie."""
+    parts = (splits.dev, _inside(splits.test))
+    examples = [[replace(e, place="") for e in part] for part in parts]
+    return sha256(repr(examples).encode()).hexdigest()
 
 
 def example_place(name: str, number: int, example: Any) -> str:

@@ -22,9 +22,9 @@ from llm_course.corpus.labelled import (
     check_tags,
     check_task,
 )
-from llm_course.corpus.records import BadRecord, Record, decoded_lines
-from llm_course.corpus.sources import Paths, nearest, read_records
-from llm_course.errors import DataError
+from llm_course.corpus.records import BadRecord, Record, decoded_lines, parse_json
+from llm_course.corpus.sources import TEXT_SUFFIXES, Paths, nearest, read_records
+from llm_course.errors import ConfigError, DataError
 
 CONLL_SUFFIXES = (".conll", ".bio", ".iob")
 
@@ -75,6 +75,10 @@ def read_examples(
     """
     check_task(task)
     columns = columns or Columns()
+    if columns.pair is not None and "pair" not in USUAL[task]:
+        raise ConfigError(
+            f"the task {task!r} has no second text, got the column {columns.pair!r} for one"
+        )
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found: list[Any] = []
     unanswered = 0
@@ -101,6 +105,11 @@ def _read_file(
             raise DataError(f"{path}: a CoNLL file is for the task 'tag', got {task!r}")
         _check_there(path)
         return list(_conll(path, labelled, encoding)), 0
+    if task == "tag" and path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
+        raise DataError(
+            f"{path}: a text file has no columns; expected csv or json, or CoNLL with a name "
+            f"that ends in {', '.join(CONLL_SUFFIXES)}"
+        )
     records: Iterable[tuple[Path, Record]]
     if task == "qa" and path.suffix.lower() == ".json" and path.is_file():
         nested = _squad_rows(path, encoding)
@@ -289,19 +298,23 @@ def _texts_and_starts(
 
 
 def _squad_rows(path: Path, encoding: str) -> Iterator[tuple[Path, Record]] | None:
-    """The rows of SQuAD's nested file, numbered; None for a file of another form."""
+    """The rows of SQuAD's nested file, numbered; None for a list, or one object a line."""
     lines = []
     for line in decoded_lines(path, encoding):
         if isinstance(line, BadRecord):
             return None
         lines.append(line.value)
-    try:
-        whole = json.loads("".join(lines))
-    except (ValueError, RecursionError):
+    first = next((line for line in lines if not line.isspace()), None)
+    if first is None:
         return None
-    if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
+    whole = parse_json("".join(lines), 1)
+    if isinstance(whole, BadRecord):
+        if isinstance(parse_json(first, 1), BadRecord):
+            raise DataError(f"{path}: {whole.reason}")
         return None
-    return _nested(path, whole["data"])
+    if not isinstance(whole.value, dict) or not isinstance(whole.value.get("data"), list):
+        return None
+    return _nested(path, whole.value["data"])
 
 
 def _nested(path: Path, articles: list[Any]) -> Iterator[tuple[Path, Record]]:

@@ -124,11 +124,15 @@ def json_records(path: Path, encoding: str) -> Iterator[Record | BadRecord]:
     if path.suffix.lower() == ".json" and _is_list(path, encoding):
         yield from _json_list(path, encoding)
         return
+    is_json = path.suffix.lower() == ".json"
+    hint = "; a .json file is one list of objects, or an object on each line" if is_json else ""
     for record in decoded_lines(path, encoding):
         if isinstance(record, BadRecord):
             yield record
         elif not record.value.isspace():
-            yield _json_object(record.line, record.value.rstrip())
+            found = _json_object(record.line, record.value.rstrip())
+            yield BadRecord(found.reason + hint) if isinstance(found, BadRecord) else found
+            hint = ""
 
 
 class _TextLines:
@@ -175,7 +179,7 @@ def _json_list(path: Path, encoding: str) -> Iterator[Record | BadRecord]:
             yield record
             return
         lines.append(record.value)
-    items = _parse_json("".join(lines), 1)
+    items = parse_json("".join(lines), 1)
     if isinstance(items, BadRecord):
         yield items
         return
@@ -187,13 +191,15 @@ def _json_list(path: Path, encoding: str) -> Iterator[Record | BadRecord]:
 
 
 def _json_object(line: int, text: str) -> Record | BadRecord:
-    record = _parse_json(text, line)
+    record = parse_json(text, line)
     if isinstance(record, Record) and not isinstance(record.value, dict):
         return BadRecord(f"line {line}: expected an object, got {type(record.value).__name__}")
     return record
 
 
-def _parse_json(text: str, line: int) -> Record | BadRecord:
+def parse_json(text: str, line: int) -> Record | BadRecord:
+    """The value of a text that begins at `line`; json tells the place of some faults only."""
+    begin = "" if "\n" in text.strip() else f"line {line}: "
     try:
         value = json.loads(text, object_pairs_hook=_unique)
         if "\\ud" in text or "\\uD" in text:  # escapes can spell half a surrogate pair
@@ -202,11 +208,11 @@ def _parse_json(text: str, line: int) -> Record | BadRecord:
         place = f"line {line + error.lineno - 1}, column {error.colno}"
         return BadRecord(f"{place}: {error.msg}")
     except UnicodeEncodeError:
-        return BadRecord(f"line {line}: an escape is half of a surrogate pair, so no character")
+        return BadRecord(f"{begin}an escape is half of a surrogate pair, so no character")
     except RecursionError:
-        return BadRecord(f"line {line}: nested too deeply")
+        return BadRecord(f"{begin}nested too deeply")
     except ValueError as error:  # a repeated key, or a number of thousands of digits
-        return BadRecord(f"line {line}: {error}")
+        return BadRecord(f"{begin}{error}")
     return Record(line, value)
 
 

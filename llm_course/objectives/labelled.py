@@ -126,6 +126,8 @@ class LabelledRows:
 class LabelledBatches(EndlessBatches):
     """Endless shuffled batches with their state; rows of about one length share a batch.
 
+    `held_out` names what the run is judged by: one that is resumed must have the same.
+
     `DataError`: no rows, a row longer than `context`, ids out of range, fewer rows than a batch.
     """
 
@@ -138,10 +140,12 @@ class LabelledBatches(EndlessBatches):
         pad_id: int,
         seed: int = 0,
         vocab_size: int | None = None,
+        held_out: str = "",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__(context, batch_size, seed, rank, world_size)
+        self.held_out = held_out
         self.data = LabelledRows(rows, context, pad_id, vocab_size)
         self._order = np.zeros(0, dtype=np.int64)
         self._prepare()
@@ -163,7 +167,7 @@ class LabelledBatches(EndlessBatches):
         return self.data.gather(self._order[first:last])
 
     def _hash(self) -> str:
-        return self.data.fingerprint(f"labelled {self.context}")
+        return self.data.fingerprint(f"labelled {self.context} {self.held_out}".rstrip())
 
 
 class LabelledEvaluation:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llm_course.configs import TrainConfig
-from llm_course.corpus.labelled import HeldOut, Splits, check_splits
+from llm_course.corpus.labelled import HeldOut, Splits, check_splits, held_out_hash
 from llm_course.errors import ConfigError, DataError
 from llm_course.models.heads import new_head, train_last_blocks
 from llm_course.models.pretrained import find_directory, read_json
@@ -26,7 +26,14 @@ from llm_course.objectives.labelled import (
     classification_loss_fn,
 )
 from llm_course.presets import FineTunePreset, finetune_preset
-from llm_course.runs.predictor import EVALUATION_ROWS, FORMS, Encoded, Predictor, TaskSettings
+from llm_course.runs.predictor import (
+    EVALUATION_ROWS,
+    FORMS,
+    Encoded,
+    Predictor,
+    TaskSettings,
+    room_for_text,
+)
 from llm_course.runs.sample import model_type
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.loop import Step, train
@@ -151,6 +158,8 @@ def prepare_finetune(
     Raises `ConfigError`, `DataError` (see `check_splits`), `WeightsError`.
     """
     labels = check_splits(task, splits)
+    if dropout is not None and not 0 <= dropout <= 1:
+        raise ConfigError(f"dropout must be at least 0.0 and at most 1.0, got {dropout}")
     directory = find_directory(checkpoint)
     preset = preset_for(directory)
     seed = 0 if train_config is None else train_config.seed
@@ -159,10 +168,11 @@ def prepare_finetune(
     train_last_blocks(model, len(model.blocks()) if train_blocks is None else train_blocks)
     if context is None:
         context = min(preset.context, model.config.n_positions)
-    if stride is None:
-        stride = context // 4 if task == "qa" else 0
     settings = TaskSettings(
-        task=task, context=context, stride=stride, longest_answer=longest_answer
+        task=task,
+        context=context,
+        stride=_stride(task, context, stride),
+        longest_answer=longest_answer,
     )
     predictor = Predictor(model, _tokenizer(directory, model.config), settings)
     encoded = {
@@ -170,7 +180,7 @@ def prepare_finetune(
         "dev": predictor.encode(splits.dev, labelled=True),
     }
     rows = preset.batch_size if batch_size is None else batch_size
-    batches = _batches(predictor, encoded["train"], rows, seed)
+    batches = _batches(predictor, encoded["train"], rows, seed, held_out=held_out_hash(splits))
     per_epoch = batches.batches_per_epoch
     config = train_config or _train_config(preset, train_blocks)
     if epochs is not None or train_config is None:
@@ -249,7 +259,18 @@ def _with_a_label(encoded: Encoded) -> list[Any]:
     return rows
 
 
-def _batches(predictor: Predictor, encoded: Encoded, batch_size: int, seed: int) -> LabelledBatches:
+def _stride(task: str, context: int, stride: int | None) -> int:
+    """The tokens that two windows share; `ConfigError` where there are no windows."""
+    if task == "qa":
+        return min(context // 4, max(0, room_for_text(context) - 1)) if stride is None else stride
+    if stride is not None:
+        raise ConfigError(f"stride is for the task 'qa', got stride = {stride} for {task!r}")
+    return 0
+
+
+def _batches(
+    predictor: Predictor, encoded: Encoded, batch_size: int, seed: int, *, held_out: str
+) -> LabelledBatches:
     rows = _with_a_label(encoded)
     return LabelledBatches(
         rows,
@@ -258,6 +279,7 @@ def _batches(predictor: Predictor, encoded: Encoded, batch_size: int, seed: int)
         pad_id=predictor.pad_id,
         seed=seed,
         vocab_size=predictor.model.config.vocab_size,
+        held_out=held_out,
     )
 
 

@@ -15,6 +15,7 @@ from llm_course.configs import TrainConfig
 from llm_course.corpus.labelled import Splits, labels_of, split_off, town_splits
 from llm_course.corpus.labelled_files import Columns, read_examples
 from llm_course.errors import ConfigError
+from llm_course.models.pretrained import read_json
 from llm_course.runs.finetune import FineTuneRun, prepare_finetune, preset_for
 from llm_course.runs.pretrain import last_line, show_steps
 from llm_course.runs.sample import printable
@@ -171,7 +172,7 @@ def _train_and_score(run: FineTuneRun, directory: Path, resume: bool, say: Any) 
         last = last_line(directory)
         seconds, tokens = last.get("seconds", math.nan), last.get("tokens", math.nan)
         write_summary(directory, **run.summary(seconds, tokens / seconds))
-    print(json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=2))
+    print(json.dumps(read_json(path), indent=2))
     say(f"next: llm-course predict --model {directory / 'model'} {_example(run)}")
 
 

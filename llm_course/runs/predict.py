@@ -99,7 +99,7 @@ def predict_command(
         raise ConfigError(f"give data files or one text, not both: {data_files[0]!r}")
     target = None if out is None else Path(out)
     if target is not None:
-        _check_target(target, overwrite, data_files)
+        _check_target(target, overwrite, data_files, Path(model))
     chosen = choose_device(device)
     predictor = Predictor.load(model)
     predictor.model.to(chosen)
@@ -128,12 +128,16 @@ def _write(lines: str, target: Path | None) -> None:
         print(f"wrote {n:,} prediction{'s' * (n != 1)} to {target}", file=sys.stderr)
 
 
-def _check_target(target: Path, overwrite: bool, data_files: Sequence[str]) -> None:
+def _check_target(target: Path, overwrite: bool, data_files: Sequence[str], model: Path) -> None:
     """Refuse, before any work, a file that is there or cannot be."""
     if target.resolve() in {Path(name).resolve() for name in data_files}:
         raise ConfigError(f"out must not be one of the data files, got {str(target)!r}")
     if target.is_dir():
         raise ConfigError(f"out must be a file, {target} is a directory")
+    if target.exists() and not target.is_file():  # it would be replaced, not written to
+        raise ConfigError(f"out must be an ordinary file, {target} is a device or a pipe")
+    if target.exists() and target.resolve().parent == model.resolve():
+        raise ConfigError(f"out must not be a file of the model, got {str(target)!r}")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} is there already: choose another --out, or add --overwrite")
     if not target.parent.is_dir():

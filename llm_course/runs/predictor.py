@@ -22,6 +22,8 @@ from llm_course.models.heads import (
     BERTForSequenceClassification,
     BERTForTokenClassification,
 )
+from llm_course.models.layout import CONFIG_FILE
+from llm_course.models.pretrained import read_json
 from llm_course.objectives.chunked import IGNORE
 from llm_course.objectives.labelled import (
     LabelledEvaluation,
@@ -47,6 +49,11 @@ FORMS: dict[str, Any] = {
 }
 
 
+def room_for_text(context: int) -> int:
+    """The tokens of a qa row that are left for its text where the question fills half of it."""
+    return context - context // 2 - 3  # [CLS] and two [SEP] stand in it too
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
     """What a row of a task looks like, and how an answer is chosen."""
@@ -61,8 +68,7 @@ class TaskSettings:
         if not isinstance(self.context, int) or self.context < 8:
             raise ConfigError(f"context must be at least 8, got {self.context}")
         if self.task == "qa":
-            # A question may fill half of the row; [CLS] and two [SEP] stand in it too.
-            room = self.context - self.context // 2 - 3
+            room = room_for_text(self.context)
             if not 0 <= self.stride < room:
                 raise ConfigError(
                     f"stride must be from 0 to {room - 1} for context = {self.context}, "
@@ -177,6 +183,8 @@ class Predictor:
         except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path / TASK_FILE}: {error}") from error
         tokenizer = Tokenizer.load(path)
+        if settings.task != "qa" and "id2label" not in read_json(path / CONFIG_FILE):
+            raise DataError(f"{path / CONFIG_FILE}: no id2label, so the classes have no names")
         model = FORMS[settings.task].from_pretrained(path, dtype=torch.float32)
         tokenizer.check_fits(model.config, padded=True)
         return cls(model, tokenizer, settings)

@@ -81,8 +81,24 @@ def check_out(path: str | Path, resume: bool, tensorboard: bool = False) -> None
         raise _unusable(path, f"{there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise _unusable(path, f"{there}: Permission denied")
+    _check_free(path, resume)
     if (path / LOCK).is_file() or (path / "checkpoints").is_dir():
         RunDirectory(path, resume).close()
+
+
+def _check_free(path: Path, resume: bool) -> None:
+    """Refuse to begin where a run is, or a model that the new one would replace."""
+    held = list_checkpoints(path / "checkpoints")
+    if held and not resume:
+        raise ConfigError(
+            f"{path} already holds a run ({held[0].name}): resume it with "
+            "resume=True (--resume), or choose another directory"
+        )
+    if not held and (path / "model").exists():
+        raise ConfigError(
+            f"{path} already holds a model, and no checkpoint to resume from: choose another "
+            f"directory, or {path / 'model'} would be replaced"
+        )
 
 
 def _unusable(path: Path, reason: str | None) -> ConfigError:
@@ -105,13 +121,7 @@ class RunDirectory:
         self._board: Any = None
         try:
             self._hold_lock()
-            held = list_checkpoints(self.checkpoints)
-            found = held or [path for path in [self.path / "model"] if path.exists()]
-            if found and not resume:
-                raise ConfigError(
-                    f"{self.path} already holds a run ({found[0].name}): resume it with "
-                    "resume=True (--resume), or choose another directory"
-                )
+            _check_free(self.path, resume)
             remove_leftovers(self.checkpoints)
         except BaseException:
             self.close()
