@@ -81,14 +81,15 @@ for english, chinese in translation.links(example.sentence):
 
 # %% [markdown]
 # The list shows which Chinese characters come from which English word. Look at the order: the
-# doctor comes first in both languages, but the four hours move to the front in Chinese. This is
-# why one cannot translate by replacing word after word.
+# doctor comes first in both languages, but in Chinese the four hours stand before the verb. This
+# is why one cannot translate by replacing word after word. Words that belong to the pattern itself,
+# such as "hours" and "coins", are not listed: they come from no gap of the pattern.
 #
 # ### Names must be cut
 #
 # Names are the hard case of every translator, because new ones appear every day. A name means
-# nothing; it is only spelled. Town's names consist of about sixty syllables, and each syllable
-# has one Chinese character. If "Marna" is one token, then a model that has never met her cannot
+# nothing; it is only spelled. Town's names are made of 68 syllables, and each syllable has one
+# Chinese character. If "Marna" is one token, then a model that has never met her cannot
 # write her name. If she is two tokens, "Mar" and "na", it can, provided that it has learnt the
 # syllables. So we put spaces into the names:
 
@@ -96,23 +97,24 @@ for english, chinese in translation.links(example.sentence):
 print(translation.cut_names("Marna's friend Belton lived in Edbury."))
 
 # %% [markdown]
-# ### Two kinds of news
+# ### Two kinds of new sentences
 #
 # A model that has learnt its training sentences by heart is no translator. We want to know how it
 # deals with something new. Town holds out two kinds of combinations, and training shows neither:
 #
-# - **Unseen names**: the sentence names a person whose two syllables never stood together. Each
-#   syllable has been seen in other names.
-# - **Unseen templates**: a *template* is a sentence pattern with its first word, such as the pattern
-#   "The ... ate and drank" with "dog". The pattern has been seen with other words, and the word
-#   in other patterns.
+# - **Unseen names**: the sentence names a person whose first and last syllable never belonged to
+#   the same name. Each syllable has been seen in other names.
+# - **Unseen templates**: a *template* is a sentence pattern together with the first word that fills
+#   one of its gaps, where names and pronouns do not count. An example is the pattern "For … years …
+#   had been … in …" with the word "two". Training has the pattern with other words ("For three
+#   years"), and the word in other patterns.
 #
 # In both, nothing is new but the combination. A person would not notice.
 #
 # One simplification makes the lab fit into ninety seconds. Town has thousands of rare words, and a word
-# that was seen twice cannot be learnt. So we keep the pairs whose English words all occur in at
-# least 66 of the 40,000 training sentences. The section on longer training says how far the same
-# model comes.
+# that was seen twice can hardly be learnt. So we keep the pairs whose English words all occur in at
+# least 66 of the 40,000 training sentences. (This is the share of the recorded runs, which ask for
+# 100 of 60,000.) The section on longer training says how far the same model comes.
 
 # %%
 pairs = town_pairs(40_000, seed=0, split="train")
@@ -121,8 +123,8 @@ print(f"kept {len(known) / len(pairs):.0%} of {len(pairs):,} training pairs")
 
 tests = {}
 for shift in ("none", "unseen_name", "unseen_template"):
-    found = town_pairs(500, seed=0, split="test", shift=shift)
-    tests[shift] = frequent(found, pairs, min_count=66)
+    made = town_pairs(500, seed=0, split="test", shift=shift)
+    tests[shift] = frequent(made, pairs, min_count=66)
     print(f"{shift:>16}: {len(tests[shift])} test pairs")
 trained = set(known)
 print(
@@ -132,15 +134,17 @@ assert not any(pair in trained for pair in tests["unseen_name"])
 assert not any(pair in trained for pair in tests["unseen_template"])
 
 # %% [markdown]
-# A few short sentences of the first set also stand in the training data: short sentences recur,
-# in Town as in life. The other two sets are entirely new.
+# Some sentences of the first set also stand in the training data: short sentences recur, in Town as
+# in life. So the first score is a little flattered. The other two sets are entirely new.
 
 # %% [markdown]
 # ## One vocabulary, and batches of pairs
 #
 # The tokenizer takes words on the English side. A Chinese character is a word of its own, so the
 # same tokenizer takes characters on the Chinese side. Both share one vocabulary, as in
-# {cite:t}`vaswani2017`.
+# {cite:t}`vaswani2017`. In the print below the first token of each text carries a space. So a
+# character that begins a sentence is another token than the same character inside it, and the model
+# must learn both.
 
 # %%
 tokenizer = Tokenizer.train(
@@ -159,7 +163,7 @@ for pool in (1, 4, 50):
     batch = next(iter(batches))
     lengths = (batch["labels"] != -100).sum(dim=1)
     print(
-        f"{pool:>2} batches sorted together: {batches.fill:.0%} no padding, "
+        f"{pool:>2} batches sorted together: {batches.fill:.0%} of the places hold tokens, "
         f"answers of {lengths.min()} to {lengths.max()} tokens in the first"
     )
 batches = PairBatches(
@@ -171,8 +175,8 @@ batches = PairBatches(
 # helps to take several batches together, to sort their pairs by length, and to cut them only then.
 # With 50 batches hardly any padding is left. But sentences of one pattern have about one length.
 # A batch of such a pool holds few patterns, and its gradient says little about all the others. In
-# a trial of ours, with one seed and equally many updates, the model made half as many mistakes with
-# pools of 4 batches as with pools of 50. So we accept some padding.
+# a trial of ours (one seed, not stored), the model made half as many mistakes after equally many
+# updates with pools of 4 batches as with pools of 50. So we accept some padding.
 #
 # What does a batch hold?
 
@@ -192,16 +196,16 @@ assert row["decoder_input_ids"][1:] == row["labels"][: n - 1]
 # %% [markdown]
 # ## Training
 #
-# One block reads and two blocks write, 96 numbers wide. In our trials with one block in the decoder,
-# hardly a sentence came out right in the same time. A likely reason is that the decoder has two
-# things to do, one after the other: find out where it is in the answer, and then look at the right
-# place of the source.
+# The encoder has one block, the decoder has two, and every vector has 96 numbers. In a trial with
+# one block in the decoder (not stored), hardly a sentence came out right in the same time. A
+# possible reason is that the decoder has two things to do, one after the other: find out where it
+# is in the answer, and then look at the right place of the source.
 #
 # One setting is for the new combinations. **Dropout** sets a share of the numbers inside the model
 # to zero in each update, chosen at random, here 5 of 100. What is known only from a whole phrase is
 # then less reliable than what each word says for itself, so it is harder to learn phrases by heart.
-# In our trials with small batches, dropout made unseen templates better, and more of it made training
-# too slow for this lab.
+# In our trials (not stored), dropout made unseen templates better, and more of it made training too
+# slow for this lab.
 
 
 # %%
@@ -223,7 +227,7 @@ config = TransformerConfig(
 model = Transformer(config)
 settings = TrainConfig(
     max_steps=STEPS,
-    lr=5e-3,
+    lr=3e-3,
     warmup_steps=100,
     min_lr=1e-4,
     beta2=0.98,
@@ -237,8 +241,8 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 # %%
 #| alt: Training loss in nats per token over 2,600 updates. It begins near eight, falls below two
-#|   within the first two hundred updates and below one half by update 700, with jumps up and down
-#|   that become smaller, and lies close to zero from update 1,800 on.
+#|   within the first two hundred updates, and most updates are below one half from the 700th on,
+#|   with jumps up and down that become smaller. From update 1,500 on it lies close to zero.
 figure = plot_losses(steps, title="A Transformer learns to translate")
 plt.show()
 
@@ -253,24 +257,24 @@ plt.show()
 
 # %%
 written, exact = {}, {}
-for shift, found in tests.items():
-    texts = [source for source, _ in found]
+for shift, test_pairs in tests.items():
+    texts = [source for source, _ in test_pairs]
     written[shift] = translate_texts(model, tokenizer, texts)
-    right = [a == b for a, (_, b) in zip(written[shift], found)]
+    right = [a == b for a, (_, b) in zip(written[shift], test_pairs)]
     exact[shift] = sum(right) / len(right)
 with measured():
     for shift, share in exact.items():
         print(f"{shift:>16}: {share:.1%}")
-assert exact["none"] > 0.88
-assert exact["unseen_name"] > 0.88
-assert exact["unseen_template"] > 0.6
+assert exact["none"] > 0.9
+assert exact["unseen_name"] > 0.9
+assert exact["unseen_template"] > 0.7
 assert exact["unseen_template"] < exact["unseen_name"]
 
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# About 95 of 100 sentences are right, for names that the model has never met as well as for
-# others. For unseen templates it is about 75 to 90 of 100.
+# About 96 of 100 sentences are right, for names that the model has never met as well as for
+# others. For unseen templates it is about 80 to 93 of 100.
 # ```
 #
 # New names cost little: the syllables are translated one by one. New templates cost more. The
@@ -294,35 +298,33 @@ template_of = {
 }
 counts = Counter(template_of[pair] for pair in tests["unseen_template"])
 print(f"{counts.total()} sentences, {len(counts)} templates")
-for found, n in counts.most_common(4):
-    shown = next(pair[0] for pair, t in template_of.items() if t == found)
-    print(f"{n:>4} with {found[1]!r}, such as: {shown}")
+for template, n in counts.most_common(4):
+    shown = next(pair[0] for pair, t in template_of.items() if t == template)
+    print(f"{n:>4} with {template[1]!r}, such as: {shown}")
 
 right_of = Counter(
     template_of[pair]
     for pair, text in zip(tests["unseen_template"], written["unseen_template"])
     if pair[1] == text
 )
-shares = {found: right_of[found] / n for found, n in counts.items()}
+shares = {t: right_of[t] / n for t, n in counts.items()}
 with measured():
-    for found, _ in counts.most_common(4):
-        print(f"{found[1]:>8}: {shares[found]:.0%} right")
+    for template, _ in counts.most_common(4):
+        print(f"{template[1]:>8}: {shares[template]:.0%} right")
     whole = sum(share == 1 for share in shares.values())
-    print(f"{whole} of {len(shares)} templates without a mistake,", end=" ")
-    print(
-        f"the mean over templates is {sum(shares.values()) / len(shares):.0%}"
-    )
+    never = sum(share == 0 for share in shares.values())
+    print(f"of {len(shares)} templates {whole} always right, {never} never")
+    print(f"mean over templates: {sum(shares.values()) / len(shares):.0%}")
 assert sum(n for _, n in counts.most_common(3)) > 0.3 * counts.total()
-assert whole > len(shares) / 3
+assert whole + never > 0.8 * len(shares)
 
 # %% [markdown]
 # Words and patterns of Town are as uneven as those of real text, so three templates make up two
 # fifths of the set. Each of them is one question, asked many times: the model knows that a sentence
 # can begin "For three years" and "For five years", and it knows the word "two" from other places.
-# Can it write "For two years"? If it can, it is right nearly every time, and if not, it is wrong
-# nearly every time. So this score moves by as much as ten percent when one habit changes. The mean
-# over templates asks each question once. It is lower here, because the rare templates are the
-# hard ones.
+# Can it write "For two years"? Most templates are right always or never, as the print shows. So this
+# score moves by more than ten percent when one habit of the model changes. The mean over templates
+# asks each question once, and is the better summary.
 
 # %% [markdown]
 # ## Reading mistakes
@@ -331,12 +333,14 @@ assert whole > len(shares) / 3
 # then what the model wrote.
 
 # %%
-wrong = [
-    (source, right, text)
+wrong = {
+    shift: [
+        (source, right, text)
+        for (source, right), text in zip(tests[shift], written[shift])
+        if right != text
+    ]
     for shift in ("none", "unseen_template")
-    for (source, right), text in zip(tests[shift], written[shift])
-    if right != text
-]
+}
 
 
 def kind_of(right: str, text: str) -> str:
@@ -349,22 +353,24 @@ def kind_of(right: str, text: str) -> str:
 
 
 with measured():
-    for source, right, text in wrong[:5]:
-        print(source, right, text, sep="\n  ")
-    print(Counter(kind_of(right, text) for _, right, text in wrong))
-assert len(wrong) > 0
+    for shift, mistakes in wrong.items():
+        print(shift, Counter(kind_of(*pair) for _, *pair in mistakes))
+        for source, right, text in mistakes[:4]:
+            print(" ", source, right, text, sep="\n    ")
+assert all(len(mistakes) > 0 for mistakes in wrong.values())
 
 # %% [markdown]
-# Two kinds are frequent. One word stands in the place of another of its kind: a wrong number, a
-# wrong job, a wrong thing. This is the habit from above. The other kind is a loop. Some Chinese
-# words double a character, such as 妈妈 (mother), 常常 (often) and 早早 (early). After the first of the
-# two the model must write the same character again, and after the second it must not. In both
-# cases the last character is the same, and only the position tells them apart. Where the model
-# does not read it well, it writes one too few, or goes on and on.
+# In many of them the length is wrong. Some Chinese words double a character, such as 爸爸 (father),
+# 洋娃娃 (doll) and 谈谈 (to have a talk). After the first of the two the model must write the same
+# character again, and after the second it must not. The character just written is the same in both
+# cases. To tell them apart, the model must look further back, or know how far it has come. It does
+# not always manage: it stops one too early, or it goes on and on.
 #
-# The first kind is the worse one, because it is fluent. Nothing in the Chinese tells that a
-# number is wrong. A translation that reads well is not thereby right. Large systems fail in the
-# same way, only less often.
+# In the others the length is right, and one word or syllable stands in the place of another of its
+# kind: milk instead of rice, one ending of a village instead of another. In the new templates these
+# are more frequent than anything else. They are the worse kind, because they are fluent. Nothing in
+# the Chinese tells that a word is wrong. A translation that reads well is not thereby right. Large
+# systems fail in the same way, only less often.
 
 # %% [markdown]
 # ## Greedy or beam?
@@ -376,24 +382,24 @@ assert len(wrong) > 0
 
 
 # %%
-def nats(found, texts) -> float:
+def nats(pairs, texts) -> float:
     """How improbable the model finds these translations, nats a sentence."""
-    answers = [(source, text) for (source, _), text in zip(found, texts)]
+    answers = [(source, text) for (source, _), text in zip(pairs, texts)]
     rows = PairEvaluation(*encode_pairs(tokenizer, answers), 100, **special)
     total, _ = loss_sums(model, rows, seq2seq_loss_fn)["lm"]
     return total / len(texts)
 
 
-found = tests["unseen_template"]
-texts = [source for source, _ in found]
+hard = tests["unseen_template"]
+texts = [source for source, _ in hard]
 by_beam = translate_texts(
     model, tokenizer, texts, num_beams=4, length_penalty=0.0
 )
-beam_exact = sum(a == b for a, (_, b) in zip(by_beam, found)) / len(found)
+beam_exact = sum(a == b for a, (_, b) in zip(by_beam, hard)) / len(hard)
 cost = {
-    "greedy": nats(found, written["unseen_template"]),
-    "beam": nats(found, by_beam),
-    "right answer": nats(found, [right for _, right in found]),
+    "greedy": nats(hard, written["unseen_template"]),
+    "beam": nats(hard, by_beam),
+    "right answer": nats(hard, [right for _, right in hard]),
 }
 with measured():
     print(f"exact match: greedy {exact['unseen_template']:.1%}", end=", ")
@@ -445,6 +451,11 @@ def relation_of(example, n_targets: int, n_sources: int) -> torch.Tensor:
     return relation
 
 
+# %% [markdown]
+# Now 60 sentences of the first set, in one batch. `PairEvaluation` sorts its pairs by length, and
+# `order` says which pair each row is.
+
+# %%
 usual = set(tests["none"])
 linked = [
     e
@@ -462,6 +473,11 @@ shape = batch["labels"].shape[1], batch["input_ids"].shape[1]
 relation = torch.stack(
     [relation_of(linked[i], *shape) for i in evaluation.order]
 )
+
+# %% [markdown]
+# The measure needs a control: a head that spreads its attention evenly over the source.
+
+# %%
 mass = relation_mass(maps, relation)
 even = batch["attention_mask"].float()
 even = (even / even.sum(1, keepdim=True))[:, None, None].expand(
@@ -482,8 +498,8 @@ assert mass[1].mean() > mass[0].mean()
 # %% [markdown]
 # A head that spread its attention evenly would give a right token less than a tenth. The best
 # head gives it several times as much. The heads of the second block look at the word, and those
-# of the first block do so much less. What they look for instead, this measure does not say; a
-# block that finds the place in the sentence first would fit. Nobody told the model which word
+# of the first block do so much less. What they look for instead, this measure does not say. Perhaps
+# the first block finds out where in the sentence the decoder is; we have not measured it. Nobody told the model which word
 # belongs to which character: it had only whole sentences. To predict a character it needs its
 # word, so it learns to look there. Attention was invented for this purpose
 # {cite:p}`bahdanau2015`.
@@ -493,9 +509,8 @@ assert mass[1].mean() > mass[0].mean()
 #|   for even attention below 0.1. The four bars of the first block are a little higher than the
 #|   line, those of the second block several times as high.
 bars = {
-    f"block {i}, head {j}": mass[i, j].item()
+    f"block {i}": {f"head {j}": mass[i, j].item() for j in range(4)}
     for i in range(2)
-    for j in range(4)
 }
 figure = plot_bars(
     bars,
@@ -531,10 +546,14 @@ attention_view(
     key_tokens=source_tokens,
     layer=layer,
     head=head,
-    title="Each character looks at its word",
+    title="Where the best head looks",
 )
 
 # %% [markdown]
+# Choose the characters that the grammar links to a word, such as those of a name or a thing: they
+# look at their word. The other characters belong to the pattern. The measure left them out, and many
+# of them spread their attention. (A *layer* of the view is a block.)
+#
 # ## A wrong model: no positions
 #
 # What does the model need positions for? We can take them away: fill the table of positions with
@@ -543,19 +562,23 @@ attention_view(
 
 # %%
 torch.manual_seed(1)
-lost = Transformer(config).eval()
-here = Transformer(config).eval()
-lost.position_table.zero_()
+without_positions = Transformer(config).eval()
+with_positions = Transformer(config).eval()
+without_positions.position_table.zero_()
 text = "Marna gave Belton a red ring."
 source = torch.tensor([tokenizer.encode(translation.cut_names(text))])
 other = source[:, torch.randperm(source.shape[1])]
 start = torch.tensor([[tokenizer.bos_id]])
 with torch.no_grad():
-    for name, network in (("without", lost), ("with", here)):
+    networks = {"without": without_positions, "with": with_positions}
+    for name, network in networks.items():
         a = network(source, decoder_input_ids=start)
         b = network(other, decoder_input_ids=start)
         moved = (a - b).abs().max().item()
-        print(f"{name:>7} positions: moves the logits: {moved > 1e-4}")
+        print(
+            f"{name:>7} positions: another order changes the logits: "
+            f"{moved > 1e-4}"
+        )
         assert (moved > 1e-4) == (name == "with")
 
 # %% [markdown]
@@ -589,16 +612,16 @@ if recorded:
             f"   {mistakes['number']} mistakes in the first set, "
             f"{mistakes['only_order']} of them in the order alone"
         )
-    assert 2 * mistakes["only_order"] > mistakes["number"]
-    for row in recorded["no_positions"]["mistakes"]["first"][1:5]:
+    assert mistakes["only_order"] > 0.8 * mistakes["number"]
+    for row in recorded["no_positions"]["mistakes"]["first"][:5]:
         print(row["source"], row["right"], row["written"], sep="\n  ")
 
 # %% [markdown]
 # It still translates half of the sentences or more, because Town's grammar leaves little choice: with
 # the words "baker", "lived" and "in" there is mostly one sentence that they can make. And the
 # decoder knows its own places a little, since its causal mask lets the first token see one token
-# and the tenth see ten. It fails where the words can be put together in two ways. Most of its
-# mistakes have all the right characters in a wrong order: the two people of a sentence change places, or
+# and the tenth see ten. It fails where the words can be put together in two ways. Nearly all of its
+# mistakes have the right characters in a wrong order: the two people of a sentence change places, or
 # two names exchange a syllable. Who laughs at whom is written in the order of the English words and
 # nowhere else, and this model cannot see it.
 #
@@ -614,25 +637,29 @@ if recorded:
             beam = run["test_beams"]["4"][shift]["exact_match"]
             print(
                 f"  {shift:>16}: greedy {row['exact_match']:.1%}, "
-                f"4 beams {beam:.1%}, BLEU {row['bleu']:.1f}"
+                f"4 beams {beam:.1%}"
             )
 
 # %% [markdown]
-# The two seeds agree within a few percent on names, and differ by more than ten percent on
-# templates. So one training says little about new combinations: whether a network takes words apart or
-# learns phrases by heart depends on where it happened to begin. Report several seeds.
+# More sentences and more updates lift all three scores. New names are now translated as well as any
+# other word. New templates stay behind, at 93 of 100 with both seeds. A seed changes the weights at
+# the start and also the training sentences, so it is a new experiment. Report several: in earlier
+# settings of this lab two seeds differed by six percent on templates, and one of them alone would
+# have told a better or a worse story. (These beams divide the log-probability by the length, with
+# `length_penalty=1.0`.)
 
 # %% [markdown]
 # ## BLEU
 #
 # Real sentences have many good translations, and an exact match is then mostly luck. The usual
 # score is **BLEU** {cite:p}`papineni2002`. It counts which stretches of one to four tokens of the
-# written text also stand in the reference; that is a precision. It takes the geometric mean of
-# the four shares. And it punishes texts that are too short, because a short text could be precise
+# written text (the *hypothesis*, as the field calls it) also stand in the reference; that is a
+# precision. A stretch, an *n-gram*, counts at most as often as it stands in the reference, and the
+# counts are summed over the whole test set. BLEU takes the geometric mean of the four shares. And it punishes texts that are too short, because a short text could be precise
 # by saying only what is sure.
 #
 # How is it related to being right? We spoil the right answers in one way: every "玛" becomes a
-# "贝", so that Marna is called Belna. The translation is then about the wrong person.
+# "贝", so that Marna is called Belna. The translation is then about the wrong person or village.
 
 # %%
 references = [right for _, right in tests["none"]]
@@ -644,7 +671,7 @@ assert result["bleu"] / 100 > result["exact_match"] + 0.1
 
 # %% [markdown]
 # Many sentences now speak of somebody else, and BLEU hardly minds: one wrong character of twenty
-# is one wrong character. BLEU measures how much of the surface agrees. It does not know that a
+# spoils a few n-grams and leaves the others. BLEU measures how much of the surface agrees. It does not know that a
 # name or a number matters more than a comma.
 #
 # The second print is the **signature**. BLEU is not one score but a family: it depends on how the
@@ -660,16 +687,21 @@ low = BLEU(tokenize="none").corpus_score(spoilt, [references]).score
 assert low < result["bleu"] - 20
 
 # %% [markdown]
-# The tokenizer "13a" is the usual one for European languages. It cuts at spaces and punctuation,
-# and Chinese has no spaces, so a whole clause becomes one "word". No sentence then has four words
-# in a row, and the score is 0. Nothing is wrong with any of these numbers. But **a BLEU score
-# without its signature cannot be compared with another one**, and many published differences were
-# differences of tokenization {cite:p}`post2018`.
+# The first two agree, because here the Chinese side has only Chinese characters. The tokenizer "13a"
+# is the usual one for European languages. It cuts at spaces and at the punctuation marks of ASCII. A
+# Chinese sentence has neither, so the whole sentence becomes one "word". No text then has even two
+# words in a row, and the score is 0. Nothing is wrong with any of these numbers. But **a BLEU score
+# without its signature cannot be compared with another one**. {cite:t}`post2018` found differences
+# of up to 1.8 BLEU between settings in common use, mostly because the references were cut into
+# tokens differently.
+#
+# Now the scores of our model. **chrF** {cite:p}`popovic2015` is a score of the same kind. It counts
+# stretches of one to six characters, and joins precision and recall.
 
 # %%
 model_scores = {
-    shift: score(written[shift], [right for _, right in found], "zh")
-    for shift, found in tests.items()
+    shift: score(written[shift], [right for _, right in test_pairs], "zh")
+    for shift, test_pairs in tests.items()
 }
 with measured():
     for shift, row in model_scores.items():
@@ -683,12 +715,13 @@ assert all(
 )
 
 # %% [markdown]
+# Again BLEU lies near 100, and hides that one sentence in eight of the last set is wrong.
+#
 # ## Real pairs
 #
-# Multi30k {cite:p}`elliott2016` has 29,000 descriptions of photographs in English and German.
-# They were written by people, so there is no grammar that knows the one right answer, and an exact
-# match is luck.
-# The same code reads them from files:
+# Multi30k {cite:p}`elliott2016` has 29,000 training pairs: an English description of a photograph,
+# and its German translation by a professional translator. No grammar knows the one right answer, so
+# an exact match is luck. The same code reads them from files:
 #
 # ```python
 # from llm_course.presets import transformer_preset
@@ -729,8 +762,11 @@ for name in ("translate_multi30k_cpu", "translate_multi30k"):
         print(f"  {row['bleu_signature']}")
 
 # %% [markdown]
-# Where a line says *not recorded yet*, nobody has made that run, and the book does not make up a
-# number for it.
+# The larger model is far better than the small one, and both have read the same 29,000 pairs. Beams
+# gain about a point of BLEU: a description can go on in several good ways, and there the search
+# helps. Few sentences match exactly, though many of the others are good translations too. Where a
+# line says *not recorded yet*, nobody has made that run, and the book does not make up a number for
+# it.
 
 # %% [markdown]
 # ## Exercises
@@ -874,7 +910,8 @@ ch08.check_mass_on(mass_on)
 # ## What to keep
 #
 # Cut what is only spelled, so that it can be put together anew. Test a translator on combinations
-# that it has never seen, and on names and on phrases apart: they fail for different reasons.
+# that it has never seen, and on names and on phrases apart: here new names cost almost nothing, and
+# new phrases ten percent.
 # Before you compare two scores, count the different questions of the test. Before you blame the
 # search, ask whether the model prefers the right answer. Measure attention before you show it. And
 # write the signature beside every BLEU score.
