@@ -518,6 +518,67 @@ for run in load_result("gpt_shakespeare_cpu")["runs"]:
 # text in the same time. This is why a lab begins with a tokenizer.
 
 # %% [markdown]
+# ## On a large GPU
+#
+# The package takes from a GPU what it has: numbers of 16 bits, fused kernels, a compiled model. Two
+# runs were recorded on an H200. The first is nanoGPT's model of Shakespeare {cite:p}`karpathy_nanogpt`, which
+# reads characters: six blocks of width 384, and dropout against learning by heart
+# (`llm-course record --name gpt_shakespeare`).
+
+# %% mystnb={"image": {"alt": "Two curves of the loss in nats per character over 3,000 updates. The training loss falls all the way to 1.0. The held-out loss falls to 1.45 after 1,750 updates and then rises slowly to 1.50."}}
+shakespeare = load_result("gpt_shakespeare")
+scored = [row for row in shakespeare["curve"] if "validation" in row]
+best = min(scored, key=lambda row: row["validation"])
+print(f"{shakespeare['parameters'] / 1e6:.1f} million parameters")
+print(f"lowest held-out loss {best['validation']:.3f} at {best['step']} updates")
+print(f"held-out loss at the end {scored[-1]['validation']:.3f}")
+share = best["step"] / shakespeare["train"]["max_steps"]
+assert share * shakespeare["train_seconds"] < 60  # less than a minute to the best
+figure = plot_losses(
+    {
+        "training": shakespeare["curve"],
+        "held out": [(row["step"], row["validation"]) for row in scored],
+    },
+    title="Shakespeare, character by character",
+    y_label="loss (nats per character)",
+)
+figure.axes[0].set_ylim(0.9, 2.4)
+plt.show()
+
+# %% [markdown]
+# The best model was there after 1,750 updates, in less than a minute. Then the training loss goes on
+# falling and the held-out loss rises. The file has a million characters and the model ten million
+# parameters. After 1,750 updates it has read each character nearly thirty times, and it begins to
+# know the plays by heart. So keep the weights of the best evaluation and stop soon after it: this is
+# what `patience` in `TrainConfig` does. A model that is larger than its text needs it more than any
+# other.
+#
+# The second run is one update of GPT-2 with 124 million parameters, on 32 rows of 1,024 tokens, by
+# our code and by the library `transformers` (`llm-course record --name gpt2_step`). The last column
+# is the share of the device's arithmetic that the update makes use of.
+
+# %%
+update = load_result("gpt2_step")
+names = {"ours": "ours", "hf": "transformers"}
+print(f"{'':>24} tokens a second  used")
+for name, row in update["rows"].items():
+    who, _, compiled = name.partition("_")
+    label = f"{names[who]}{', compiled' if compiled else ''}"
+    print(
+        f"{label:>24} {row['tokens_per_second']:15,} "
+        f"{row['mfu_of_989_tflops']:5.0%}"
+    )
+rates = {n: row["tokens_per_second"] for n, row in update["rows"].items()}
+assert rates["ours"] > rates["hf"]
+assert rates["ours_compiled"] > max(rates["ours"], rates["hf_compiled"])
+
+# %% [markdown]
+# Compiling helps both: it joins many small operations, so that numbers are read from memory once and
+# not again for each operation. Even so, two thirds of the arithmetic that the device offers are not
+# used. [Chapter 01](01_scale_and_cost.ipynb) showed why: an operation that moves many numbers and
+# computes little waits for the memory.
+
+# %% [markdown]
 # ## Exercises
 #
 # ```{exercise} The floor ratio
