@@ -51,7 +51,10 @@ def gpt_town_cpu(place: Place) -> dict[str, Any]:
 
 
 def gpt_start_cpu(place: Place) -> dict[str, Any]:
-    """Start weights of the paper, and heads that copy, on Town and on tinyshakespeare."""
+    """Start weights of the paper, and heads that copy, on Town and on tinyshakespeare.
+
+    On Town also once with a short memory of squared gradients, the usual one of large models.
+    """
     preset = gpt_preset("cpu")
     training = dataclasses.replace(preset.train, max_steps=1000, device="cpu")
     model, data, plays = _small_gpt(str(place.text_file(SHAKESPEARE)), "bpe", 512)
@@ -59,15 +62,29 @@ def gpt_start_cpu(place: Place) -> dict[str, Any]:
     starts: dict[str, dict[str, Any]] = {name: {} for name in texts}
     for name, (model, data) in texts.items():
         chosen = training if name == "town" else dataclasses.replace(plays, max_steps=1000)
-        if place.tiny:
-            model, data, chosen = _tiny(model, data, chosen)
         for start in ("reset_parameters", "reset_to_copying"):
-            run = prepare_gpt(model, data, chosen)
-            torch.manual_seed(chosen.seed)
-            getattr(run.model, start)()
-            starts[name][start] = part_of(place, f"{name}-{start}", partial(run_training, run))
-            say(f"{name}, {start}: {starts[name][start]['val_nats_per_char']:.3f} nats a character")
-    return {"seed": training.seed, **starts}
+            trained = partial(_from_start, place, start, model, data, chosen)
+            starts[name][start] = part_of(place, f"{name}-{start}", trained)
+    short = dataclasses.replace(training, beta2=0.95)
+    trained = partial(_from_start, place, "reset_to_copying", preset.model, preset.data, short)
+    return {
+        "seed": training.seed,
+        **starts,
+        "town_short_memory": part_of(place, "town-short", trained),
+    }
+
+
+def _from_start(
+    place: Place, start: str, model: GPTConfig, data: DataConfig, training: TrainConfig
+) -> dict[str, Any]:
+    if place.tiny:
+        model, data, training = _tiny(model, data, training)
+    run = prepare_gpt(model, data, training)
+    torch.manual_seed(training.seed)
+    getattr(run.model, start)()
+    result = run_training(run)
+    say(f"{data.data}, {start}: {result['val_nats_per_char']:.3f} nats a character")
+    return result
 
 
 def _small_gpt(
@@ -339,7 +356,7 @@ RUNS = {
     "gpt_start_cpu": RecordedRun(
         title="two sets of start weights, on Town and tinyshakespeare",
         device="cpu",
-        minutes=6,
+        minutes=8,
         make=gpt_start_cpu,
     ),
     "gpt_shakespeare_cpu": RecordedRun(
