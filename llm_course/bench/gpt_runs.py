@@ -356,7 +356,7 @@ RUNS = {
     "gpt_start_cpu": RecordedRun(
         title="two sets of start weights, on Town and tinyshakespeare",
         device="cpu",
-        minutes=8,
+        minutes=10,
         make=gpt_start_cpu,
     ),
     "gpt_shakespeare_cpu": RecordedRun(
