@@ -255,12 +255,16 @@ for name, run in starts.items():
     print(f"  Shakespeare  {per_char:.2f} nats per character")
 paper, copying = (run["floor_ratio"] for run in starts.values())
 assert copying < paper - 0.1
+short = recorded["town_short_memory"]
+print(f"Town, with a short memory (beta2 = 0.95): {short['floor_ratio']:.2f}")
+assert copying < short["floor_ratio"] - 0.1
 
 # %% [markdown]
 # For a few hundred updates there is nothing to see: both models learn words. Then one of them
-# begins to repeat names, and the other does not yet. The last number is a warning. On Shakespeare's
+# begins to repeat names, and the other does not yet. The numbers of Shakespeare are a warning. On his
 # plays, which repeat less, the start of the paper is a little better. So this is no rule for all
-# texts. It is a tool for a text in which looking back is what matters.
+# texts. It is a tool for a text in which looking back is what matters. The last
+# line is about the next section.
 
 # %% [markdown]
 # ## G3: training
@@ -273,17 +277,25 @@ assert copying < paper - 0.1
 # The learning rate rises from zero during the first steps, because the first gradients of a
 # random network point in wild directions. Then it falls along a cosine, because close to the end
 # large steps would only shake the model.
+#
+# One setting is for our text. AdamW divides each step by the usual size of the gradient, and `beta2`
+# says how long it remembers that size: with 0.95, the custom of large models, for some twenty
+# updates, with 0.999 for a thousand. Most words of Town are rare. A word that comes once in a
+# hundred updates has the gradient zero in all the others, and its usual size is small. With the long
+# memory its step is then long, when at last the word comes. With the short one, the zeros before it
+# are forgotten. The last line of the list above compares the two.
 
 # %% tags=["covers-G3"]
-STEPS = 800
+STEPS = 1100
 batches = DocumentBatches(
     train_rows, config.n_positions, 4, seed=0, pad_id=tokenizer.pad_id
 )
 settings = TrainConfig(
     max_steps=STEPS,
-    lr=8e-3,
+    lr=5e-3,
     warmup_steps=50,
-    min_lr=2e-4,
+    min_lr=1e-4,
+    beta2=0.999,
     precision="fp32",
     device="cpu",
 )
@@ -292,17 +304,16 @@ model.eval()
 nats, count = loss_sums(model, validation, causal_loss_fn)["lm"]
 ratio = nats / floor_nats
 assert count == n_tokens  # every token of every held-out story, once
-assert 1.0 < ratio <= 2.4
+assert 1.0 < ratio <= 1.8
 assert ratio < min(ngram_ratio.values())
-print(
-    "at most 2.4 times the floor, "
-    "and better than every n-gram that read the same stories"
-)
+with measured():
+    print(f"{ratio:.2f} times the floor")
+print("better than every n-gram that read the same stories")
 
 # %% [markdown]
 # ```{admonition} What you should see
 # :class: see
-# On a CPU with the seed above, the ratio lies between 1.8 and 2.4: better than counting, and far
+# On a CPU with the seed above, the ratio lies between 1.5 and 1.8: better than counting, and far
 # from perfect, after one minute on one core. If it is larger, the training has failed. If it is
 # below 1.0, there is a bug in the measurement, for example a story that is in both sets, or an
 # EOS that is not counted. The section *Longer training* shows how far it can go.
@@ -354,8 +365,9 @@ plt.show()
 # %% [markdown]
 # The first mention of a name, a thing or a price is expensive, and must be: the program drew it
 # at random, and nobody could know. Now look at the later mentions. A model that has learnt to
-# look back pays almost nothing for them. Ours still pays something. Looking back is learnt late,
-# and one minute of training has only begun it.
+# look back pays almost nothing for them. In this story ours is nearly there for the hero, who is
+# named again and again, and for the thing. It still pays several nats for the second person. Looking
+# back is learnt late, and one minute of training has only begun it.
 #
 # We can look at the copying itself. For each head of each layer, we measure how much attention
 # the last positions pay to the first mention of a word that is repeated. The measure picks the
@@ -452,7 +464,7 @@ assert verdicts[0.7]["true"] <= verdicts[0.7]["stories"] <= 1.0
 # %% [markdown]
 # The judge is fair: it accepts every held-out story. It is also strict, and after one minute of
 # training the model does not please it often. Read the sample. The grammar is nearly there, the
-# words are words, and then somebody appears who was never introduced. A sentence is judged by
+# words are words, and then somebody appears who was never introduced, or who is his own friend. A sentence is judged by
 # itself. A whole story is right only when all its sentences are, and when they fit together. Facts
 # are the hardest: a model can write good sentences about a kettle that was red in the first line
 # and is blue in the last. In larger models the same weakness is called *hallucination*. Here it can
@@ -481,14 +493,17 @@ for temperature, row in town["samples"].items():
     shares = row["sentences"], row["stories"], row["true"]
     print(f"{temperature:>11}", *(f"{share:9.1%}" for share in shares))
 assert town["floor_ratio"] < ratio  # longer training is better
+cool = town["samples"]["0.7"]
+assert 0.1 < cool["true"] / cool["stories"] < 0.3
 assert (
     town["samples"]["0.7"]["sentences"] > town["samples"]["1.0"]["sentences"]
 )
 
 # %% [markdown]
-# A lower temperature writes more correct sentences, because it draws fewer improbable words. It
-# does little for the facts. Which colour the kettle has is written in the story; the model has to
-# look there, and it still looks in the wrong place too often.
+# A lower temperature writes more correct sentences, because it draws fewer improbable words. It helps
+# the facts less: of the whole stories at temperature 0.7, about one in five is true to itself. Which
+# colour the kettle has is written in the story; the model has to look there, and it still looks in
+# the wrong place too often.
 #
 # ## The same command on a real file
 #
@@ -530,10 +545,14 @@ shakespeare = load_result("gpt_shakespeare")
 scored = [row for row in shakespeare["curve"] if "validation" in row]
 best = min(scored, key=lambda row: row["validation"])
 print(f"{shakespeare['parameters'] / 1e6:.1f} million parameters")
-print(f"lowest held-out loss {best['validation']:.3f} at {best['step']} updates")
+print(
+    f"lowest held-out loss {best['validation']:.3f} at {best['step']} updates"
+)
 print(f"held-out loss at the end {scored[-1]['validation']:.3f}")
 share = best["step"] / shakespeare["train"]["max_steps"]
-assert share * shakespeare["train_seconds"] < 60  # less than a minute to the best
+assert (
+    share * shakespeare["train_seconds"] < 60
+)  # less than a minute to the best
 figure = plot_losses(
     {
         "training": shakespeare["curve"],
