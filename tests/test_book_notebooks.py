@@ -327,6 +327,23 @@ def test_a_pair_differs_until_it_is_executed_again(tmp_path: Path) -> None:
     assert "has 4" in str(notebooks.difference(path))
 
 
+def test_text_is_taken_over_with_the_outputs_and_code_is_not(tmp_path: Path) -> None:
+    source, target = tmp_path / "77_topic.py", tmp_path / "77_topic.ipynb"
+    source.write_text("# %% [markdown]\n# # Before\n\n# %%\nprint(1)\n", encoding="utf-8")
+    assert notebooks.take_text(source) == [f"{target.name} does not exist: execute {source.name}"]
+    stored = notebooks.read_source(source)
+    stored.cells[1].execution_count = 1
+    stored.cells[1].outputs = [nbformat.v4.new_output("stream", text="1\n")]
+    target.write_text(nbformat.writes(stored), encoding="utf-8")
+    source.write_text("# %% [markdown]\n# # After\n\n# %%\nprint(1)\n", encoding="utf-8")
+    notebooks.take_text(source)
+    assert notebooks.difference(source) is None
+    found = nbformat.read(target, as_version=4).cells
+    assert (found[0].source, found[1].outputs[0].text) == ("# After", "1\n")
+    source.write_text("# %% [markdown]\n# # After\n\n# %%\nprint(2)\n", encoding="utf-8")
+    assert notebooks.take_text(source) == [f"{source.name}: a code cell has changed: execute it"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -3,6 +3,7 @@
     python tools/notebooks.py                 those whose source changed
     python tools/notebooks.py 12 13           these
     python tools/notebooks.py --all           all, after a change of the package
+    python tools/notebooks.py --text          execute nothing; take over what changed in the text
     python tools/notebooks.py --check         execute nothing; fail when a pair differs
 
 Two words in the source keep the common parts in one place (tools/colab.py): the line `BADGE` in
@@ -170,6 +171,24 @@ def update(source: Path) -> list[str]:
     return [f"{source.stem}: {problem}" for problem in hygiene.problems(notebook, source.stem)]
 
 
+def take_text(source: Path) -> list[str]:
+    """Write the pair anew with the outputs it has; refused where a code cell has changed."""
+    target = source.with_suffix(".ipynb")
+    if not target.is_file():
+        return [f"{target.name} does not exist: execute {source.name}"]
+    notebook, stored = read_source(source), nbformat.read(target, as_version=4)
+    ours, theirs = (
+        [cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, stored)
+    )
+    if [(c.source, c.metadata) for c in ours] != [(c.source, c.metadata) for c in theirs]:
+        return [f"{source.name}: a code cell has changed: execute it"]
+    for cell, old in zip(ours, theirs):
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    print(f"{source.stem}: text taken over", flush=True)
+    return [f"{source.stem}: {problem}" for problem in hygiene.problems(notebook, source.stem)]
+
+
 def choose(folder: Path, names: list[str], everything: bool) -> list[Path]:
     sources = sorted(folder.glob("*.py"))
     for name in names:
@@ -184,6 +203,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="execute notebooks and store them with outputs")
     parser.add_argument("names", nargs="*", help="beginnings of file names, such as 12")
     parser.add_argument("--all", action="store_true", help="execute all notebooks")
+    parser.add_argument("--text", action="store_true", help="take over changed text only")
     parser.add_argument("--check", action="store_true", help="only compare the pairs")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the notebooks are")
     arguments = parser.parse_args()
@@ -192,7 +212,8 @@ def main() -> int:
         faults = [fault for path in chosen if (fault := difference(path))]
     else:
         os.environ.update(ENVIRONMENT)
-        faults = [fault for path in chosen for fault in update(path)]
+        renew = take_text if arguments.text else update
+        faults = [fault for path in chosen for fault in renew(path)]
     for fault in faults:
         print(fault, file=sys.stderr)
     if not faults:
