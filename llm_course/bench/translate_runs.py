@@ -36,7 +36,9 @@ def translate_town_cpu(place: Place) -> dict[str, Any]:
         training = dataclasses.replace(preset.train, seed=seed, device="cpu")
         if place.tiny:
             model, data, training = _tiny(model, data, training)
-        made = partial(_town_run, model, data, training, positions=name != "no-positions")
+        made = partial(
+            _town_run, model, data, training, preset.smoothing, positions=name != "no-positions"
+        )
         runs[name] = part_of(place, name, made)
         say(str({test: row["exact_match"] for test, row in runs[name]["test"].items()}))
     wrong = runs.pop("no-positions")
@@ -48,9 +50,14 @@ def translate_town_cpu(place: Place) -> dict[str, Any]:
 
 
 def _town_run(
-    model: TransformerConfig, data: PairConfig, training: TrainConfig, *, positions: bool
+    model: TransformerConfig,
+    data: PairConfig,
+    training: TrainConfig,
+    smoothing: float,
+    *,
+    positions: bool,
 ) -> dict[str, Any]:
-    run = prepare_translation(model, data, training)
+    run = prepare_translation(model, data, training, smoothing=smoothing)
     if not positions:
         run.model.position_table.zero_()
     return run_translation(run) | {"mistakes": _mistakes(run)}
