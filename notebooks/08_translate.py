@@ -375,7 +375,7 @@ with measured():
 assert all(len(mistakes) > 0 for mistakes in wrong.values())
 
 # %% [markdown]
-# In most of them the length is wrong. Some Chinese words double a character, such as 爸爸 (father),
+# In many of them the length is wrong. Some Chinese words double a character, such as 爸爸 (father),
 # 洋娃娃 (doll) and 谈谈 (to have a talk). After the first of the two the model must write the same
 # character again, and after the second it must not. The character just written is the same in both
 # cases. To tell them apart, the model must look further back, or know how far it has come. It does

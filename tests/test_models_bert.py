@@ -352,6 +352,16 @@ def test_the_start_of_small_models_looks_at_neighbours_and_carries_over_what_it_
     assert model.mlm_head.decoder.weight is model.token_embedding.weight
 
 
+def test_the_later_blocks_of_a_deep_start_carry_together_as_much_as_one() -> None:
+    torch.manual_seed(0)
+    model = BERT(BERTConfig(vocab_size=30, n_layers=6, d_model=32, n_heads=2, n_positions=8))
+    model.reset_to_neighbours()
+    attentions = [block.attn for block in model.encoder]
+    torch.testing.assert_close(attentions[0].w_o.weight, attentions[0].w_v.weight.mT)
+    for attn in attentions[1:]:
+        torch.testing.assert_close(5 * attn.w_o.weight, attn.w_v.weight.mT)
+
+
 @pytest.mark.parametrize(("d_model", "n_heads"), [(15, 5), (4, 4), (16, 1), (6, 2)])
 def test_the_start_of_small_models_fits_every_width(d_model: int, n_heads: int) -> None:
     config = {"d_model": d_model, "n_heads": n_heads, "d_ff": 8, "n_positions": 9}

@@ -227,8 +227,10 @@ class BERT(BERTBody):
         begin as sines and cosines (Vaswani et al. 2017, §3.5), in which a step to the side is a
         rotation, and their $W^K$ is $W^Q$ rotated. The columns of the fastest ones, which these
         heads read, begin without words. All heads begin by carrying over what they see: $W^O$ is
-        the transpose of $W^V$ (after Trockman and Kolter 2023, §3). Other matrices are
-        $N(0, 1/\sqrt{D})$, and a word counts as much as its position.
+        the transpose of $W^V$ (after Trockman and Kolter 2023, §3), divided by $L - 1$ in all
+        blocks but the first. So the later ones, which begin by looking everywhere alike, add
+        together no more than one of them would, and do not bury what the first has found. Other
+        matrices are $N(0, 1/\sqrt{D})$, and a word counts as much as its position.
         """
         # Deviation: BERT starts from reset_parameters().
         self.reset_parameters()
@@ -243,7 +245,8 @@ class BERT(BERTBody):
             for layer in (block.attn.w_q, block.attn.w_k, block.attn.w_v, block.ff.w_1):
                 nn.init.normal_(layer.weight, std=width)
             nn.init.normal_(block.ff.w_2.weight, std=width / (2 * len(self.encoder)) ** 0.5)
-            block.attn.w_o.weight.data.copy_(block.attn.w_v.weight.mT)
+            share = 1.0 if block is self.encoder[0] else 1 / (len(self.encoder) - 1)
+            block.attn.w_o.weight.data.copy_(share * block.attn.w_v.weight.mT)
         first = self.encoder[0]
         assert isinstance(first, BERTBlock)
         for columns in _fast_columns(self.config.d_model, self.config.n_heads):
