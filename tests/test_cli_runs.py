@@ -56,7 +56,7 @@ def test_a_command_killed_and_resumed_ends_as_an_unbroken_one(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    more = ("--max-steps", "3000", "--save-every", "100", "--dropout", "0.1", "--resume")
+    more = ("--max-steps", "1500", "--save-every", "100", "--dropout", "0.1", "--resume")
     words, log = command(text, broken, *more), broken / "metrics.jsonl"
     status, _ = signalled(words, log, 150, signal.SIGKILL)
     assert status == -signal.SIGKILL
@@ -74,7 +74,7 @@ def test_a_command_killed_and_resumed_ends_as_an_unbroken_one(
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     losses = losses_of(whole)
     assert losses_of(broken) == losses
-    assert len(losses) == 3000
+    assert len(losses) == 1500
 
     # Resumed once more there is nothing to do, and nothing is lost.
     summary = (broken / "summary.json").read_bytes()
