@@ -82,9 +82,9 @@ TRANSFORMER_PRESETS = {
             n_positions=64,
             dropout=0.05,
         ),
-        data=PairConfig(min_count=100, batch_size=16, pool=4),
+        data=PairConfig(min_count=100, batch_size=16, pool=8),
         train=TrainConfig(
-            max_steps=3800, lr=3e-3, warmup_steps=100, min_lr=1e-4, beta2=0.98, precision="fp32"
+            max_steps=3600, lr=3e-3, warmup_steps=100, min_lr=1e-4, beta2=0.98, precision="fp32"
         ),
         smoothing=0.1,
     ),
