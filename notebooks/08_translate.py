@@ -627,7 +627,7 @@ if recorded:
             f"   {mistakes['number']} mistakes in the first set, "
             f"{mistakes['only_order']} of them in the order alone"
         )
-    assert mistakes["only_order"] > 0.8 * mistakes["number"]
+    assert mistakes["only_order"] > 0.6 * mistakes["number"]
     for row in recorded["no_positions"]["mistakes"]["first"][:5]:
         print(row["source"], row["right"], row["written"], sep="\n  ")
 
@@ -635,7 +635,7 @@ if recorded:
 # It still translates half of the sentences or more, because Town's grammar leaves little choice: with
 # the words "baker", "lived" and "in" there is mostly one sentence that they can make. And the
 # decoder knows its own places a little, since its causal mask lets the first token see one token
-# and the tenth see ten. It fails where the words can be put together in two ways. Four of five of its
+# and the tenth see ten. It fails where the words can be put together in two ways. Most of its
 # mistakes have all the right characters in a wrong order: the two people of a sentence change places, or
 # two names exchange a syllable. Who laughs at whom is written in the order of the English words and
 # nowhere else, and this model cannot see it.
@@ -656,8 +656,8 @@ if recorded:
             )
 
 # %% [markdown]
-# More sentences and more updates lift all three scores. New names are now translated as well as any
-# other word. New templates stay a little behind, at 95 and 96 of 100. A seed changes the weights at
+# More sentences and more updates lift all three scores. New names are translated nearly as well as
+# the usual sentences. New templates stay a little behind, at 95 to 97 of 100. A seed changes the weights at
 # the start and also the training sentences, so it is a new experiment. Report several: in earlier
 # settings of this lab two seeds differed by six percent on templates, and one of them alone would
 # have told a better or a worse story. (These beams divide the log-probability by the length, with
