@@ -328,6 +328,7 @@ with measured():
     print(f"of {len(shares)} templates {whole} always right, {never} never")
     print(f"mean over templates: {sum(shares.values()) / len(shares):.0%}")
 assert sum(n for _, n in counts.most_common(3)) > 0.3 * counts.total()
+assert whole > len(shares) / 3
 assert whole + never > 0.8 * len(shares)
 
 # %% [markdown]

@@ -19,9 +19,9 @@ from llm_course.bench.baselines import (
     dictionary,
     question_rule,
 )
+from llm_course.bench.finetune_runs import settings
 from llm_course.bench.probes import probe
 from llm_course.bench.record import Place, RecordedRun, part_of, say
-from llm_course.configs import TrainConfig
 from llm_course.corpus.labelled import Splits, split_off
 from llm_course.corpus.labelled_files import Columns, read_examples
 from llm_course.errors import DataError
@@ -211,22 +211,6 @@ def _own_checkpoint() -> tuple[str, Path]:
     return OWN[-1], results.load_checkpoint(OWN[-1])
 
 
-def _training(plan: RealTask, splits: Splits, rate: float, seed: int, *, tiny: bool) -> TrainConfig:
-    """Some epochs with a linear schedule, on the processor."""
-    steps = plan.epochs * len(splits.train) // BATCH_SIZE
-    return TrainConfig(
-        max_steps=2 if tiny else steps,
-        lr=rate,
-        warmup_steps=0 if tiny else steps // 10,
-        schedule="linear",
-        weight_decay=0.01,
-        beta2=0.999,
-        device="cpu",
-        precision="fp32",
-        seed=seed,
-    )
-
-
 def _run(
     plan: RealTask,
     splits: Splits,
@@ -240,11 +224,12 @@ def _run(
     """The scores on development and test set after one training."""
     begin = time.process_time()
     mistakes: list[dict[str, Any]] = []
+    steps = 2 if tiny else plan.epochs * len(splits.train) // BATCH_SIZE
     run = prepare_finetune(
         plan.task,
         splits,
         checkpoint=checkpoint,
-        train_config=_training(plan, splits, rate, seed, tiny=tiny),
+        train_config=settings(steps, rate, seed),
         context=plan.context,
         batch_size=BATCH_SIZE,
         from_scratch=way == "from scratch",
