@@ -594,8 +594,8 @@ assert rates["ours_compiled"] > max(rates["ours"], rates["hf_compiled"])
 # %% [markdown]
 # Compiling helps both: it joins many small operations, so that numbers are read from memory once and
 # not again for each operation. Even so, two thirds of the arithmetic that the device offers are not
-# used. [Chapter 01](01_scale_and_cost.ipynb) showed why: an operation that moves many numbers and
-# computes little waits for the memory.
+# used. [Chapter 01](01_scale_and_cost.ipynb) gives a likely reason: an operation that moves many
+# numbers and computes little waits for the memory. How the time divides was not measured here.
 
 # %% [markdown]
 # ## Exercises
