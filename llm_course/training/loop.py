@@ -19,6 +19,7 @@ from llm_course.errors import ConfigError, DataError
 from llm_course.training import distributed, snapshot
 from llm_course.training.gradients import LossModule, Totals, accumulate
 from llm_course.training.interrupt import Interrupts
+from llm_course.training.memory import keep_freed_memory
 from llm_course.training.metrics import Batch, LossFunction, evaluate, to_device, tokens_in
 from llm_course.training.optim import (
     clip_gradients,
@@ -153,6 +154,8 @@ class _Run(snapshot.Run):
         """Everything before the first update; what is opened here closes with `stack`."""
         config, self.out = self.config, out
         self.device = distributed.join(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if out is not None and distributed.rank() == 0:
             self.directory = RunDirectory(out, resume)
             stack.callback(self.directory.close)
