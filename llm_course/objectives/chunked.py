@@ -67,21 +67,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(states) if wants[0] else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wants[2] else None
-        # One buffer for all chunks: fresh pages would cost a CPU as much time as the product.
-        buffer = states.new_empty(min(rows, len(states)), len(weight))
+        # The same memory for all chunks, and for the logits and their gradient: it is then in a
+        # CPU's cache more often.
+        narrow = states.new_empty(min(rows, len(states)), len(weight))
+        buffer = narrow if dtype == wide else torch.empty_like(narrow, dtype=wide)
         with torch.autocast(hidden.device.type, enabled=False):
             for begin in range(0, len(states), rows):
                 h, y = states[begin : begin + rows], labels[begin : begin + rows]
-                logits = torch.mm(h, matrix.mT, out=buffer[: len(h)]).to(wide)
+                product = torch.mm(h, matrix.mT, out=narrow[: len(h)])
+                logits = buffer[: len(h)].copy_(product)
                 if bias is not None:
                     logits += bias
                 loss, gradient = _loss_and_gradient(logits, y)
                 total += loss
+                product.copy_(gradient)
                 counted = (y != IGNORE)[:, None]
                 if grad_hidden is not None:
-                    grad_hidden[begin : begin + rows] = (gradient.to(dtype) @ matrix) * counted
+                    grad_hidden[begin : begin + rows] = (product @ matrix) * counted
                 if grad_weight is not None:
-                    _add_product(grad_weight, gradient.to(dtype), h * counted)
+                    _add_product(grad_weight, product, h * counted)
                 if grad_bias is not None:
                     grad_bias += gradient.mT @ counted.to(wide)[:, 0]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -105,10 +109,11 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     ignored = labels == IGNORE
     target = labels.masked_fill(ignored, 0)[:, None]
-    gradient = logits.softmax(-1)
+    highest, wanted = logits.amax(-1), logits.gather(-1, target)[:, 0]
+    gradient = torch.softmax(logits, -1, out=logits)
     # log p of the likeliest token never underflows, and that of the label follows from it.
-    normalizer = logits.amax(-1) - gradient.amax(-1).log()
-    loss = (normalizer - logits.gather(-1, target)[:, 0]).masked_fill(ignored, 0.0).sum()
+    normalizer = highest - gradient.amax(-1).log()
+    loss = (normalizer - wanted).masked_fill(ignored, 0.0).sum()
     gradient.scatter_add_(-1, target, -torch.ones_like(normalizer)[:, None])
     return loss, gradient
 
