@@ -20,7 +20,8 @@
 # known bugs that no error message shows: their curves, and the tests that find them.
 #
 # **Needs** encoders and their masks from [chapter 02](02_families_and_masks.ipynb), WordPiece from
-# [chapter 03](03_tokenizers.ipynb). **Runs** in 60 seconds on one core.
+# [chapter 03](03_tokenizers.ipynb), norms and the residual stream from
+# [chapter 06](06_positions_norms_ff.ipynb). **Runs** in 60 seconds on one core.
 # **Source** {cite:p}`devlin2019`; `llm_course/objectives/masked.py`,
 # `llm_course/objectives/sentence_pairs.py`.
 #
@@ -67,7 +68,7 @@ generator = torch.Generator().manual_seed(0)
 # A GPT guesses the next token, and its causal mask hides the answer from it. An encoder has no such
 # mask: every position sees every other one, and itself. This is good for *understanding* a text. In
 # "the bank of the river", the words after "bank" decide what "bank" means, and a model that reads
-# from left to right has not seen it yet.
+# from left to right has not seen them yet.
 #
 # But what should such a model be trained to do? Suppose that we ask it for the token at each
 # position. The token is in the input, so the model can copy it. [Chapter
@@ -111,7 +112,7 @@ print(" ".join(tokenizer.token(i) for i in rows[8].tolist() if i != PAD))
 # %% [markdown]
 # The tokens in square brackets are **special**. `[CLS]` stands at the beginning of each row; `[SEP]`
 # closes a piece of text; `[PAD]` fills a row up. `[MASK]` is the token that this chapter is about.
-# (The id 1 is `[UNK]`, for a word with an unknown character. Town has none, so it does not occur here.) A token
+# (The id 1 is `[UNK]`, for a word with an unknown character. Town has no such word, so no text here contains it.) A token
 # that begins with `##` continues a word: the tokenizer knows this word only in parts.
 #
 # The model is a small BERT with two blocks. We train it twice. The first time its input is the text,
@@ -250,7 +251,7 @@ assert honest_test[200][0] < baseline - 0.5
 # the residual stream from the beginning, and the head only has to find it there. A model that has learnt this is
 # of no use where it reads `[MASK]`. It is worse than one that finds all tokens equally likely, because
 # it is sure of something wrong. **A low loss on a task that can be copied says nothing about
-# understanding.** The second model cannot copy where it counts, so it has to use the words around.
+# understanding.** At nine of ten counted positions the second model cannot copy, so it has to use the words around.
 #
 # The hiding has a price. In a row of {math}`T` tokens a GPT makes {math}`T - 1` predictions at once.
 # BERT makes about {math}`0.15\,T`. So BERT needs several passes over a text to get as many predictions
@@ -259,15 +260,18 @@ assert honest_test[200][0] < baseline - 0.5
 # %% [markdown]
 # ## What BERT reads
 #
-# BERT has two tasks, and both are asked in one row. The row has two **segments**, A and B: pieces of
+# BERT has two tasks, and both are asked in one row. In the first it guesses hidden tokens, as above. In
+# the second it says whether one piece of text follows another. So the row has two **segments**, A and B: pieces of
 # text, of one or several sentences. The model sees `[CLS]` A `[SEP]` B `[SEP]`, and three numbers
 # for each token: its id, its segment (0 for A, 1 for B) and its position. Each number selects a row
 # of a table. The three vectors are added, and their sum, normed by a LayerNorm, is what the first block
-# receives. The cell prints the three numbers of one row, and checks the sum on it.
+# receives. The cell prints the position, the segment and the id of each token of one row, and checks the
+# sum on it. Without the segment vector the sum must be wrong.
 #
-# `PairMaker` makes such a pair from each story. It divides the story at a random place between two
-# sentences: A is the part before, B the part after. With probability one half, B is replaced by the
-# second part of another story.
+# To keep the rows short we use the first four sentences of each story. `PairMaker` makes a pair of them. It
+# divides them at a random place between two sentences: A is the part before, B the part after. With
+# probability one half, B is replaced by the second part of another story. The label says which it is: 0 if
+# B follows A, 1 if B is from another story.
 
 # %% tags=["covers-B1", "covers-P2"]
 N_SENTENCES, CONTEXT = 4, 112
@@ -283,7 +287,7 @@ def sentences_of(documents: list) -> list:
 ids_of_stories = sentences_of(stories)
 maker = PairMaker(ids_of_stories, CONTEXT, True, V)
 pairs = maker.pairs(np.random.default_rng(0))
-print(f"{'label':>5}  {'documents':>12}  A ... | B ...")
+print(f"{'label':>5}  {'stories':>12}  A ... | B ...")
 for pair in pairs[:6]:
     end = tokenizer.decode(pair.first[-5:])
     begin = tokenizer.decode(pair.second[:6])
@@ -292,9 +296,9 @@ for pair in pairs[:6]:
 shortest = min(pairs, key=lambda pair: len(pair.ids(masking)))
 ids, segments = shortest.ids(masking), shortest.segments()
 print()
-print("position segment token")
+print("position segment   id token")
 for place, (i, segment) in enumerate(zip(ids, segments)):
-    print(f"{place:8d} {segment:7d} {tokenizer.token(i)}")
+    print(f"{place:8d} {segment:7d} {i:4d} {tokenizer.token(i)}")
 
 received = []  # what the first block receives
 model = small_bert().eval()
@@ -313,12 +317,12 @@ assert torch.allclose(received[0], by_hand, atol=1e-5)
 assert not torch.allclose(received[0], without_segments, atol=1e-2)
 
 # %% [markdown]
-# The label 0 means: *B follows A in the text*. This is the numbering of the published models. It is
+# The numbering is that of the published models: 0 means *B follows A in the text*. It is
 # easy to turn around by mistake, because one expects 1 for "yes".
 #
 # A pair with label 1 must not be a true pair by accident. `sources` are the numbers of the two
 # stories, and we test many pairs: a true pair has one source, a false pair two. In a true pair, A and
-# B together are the whole story. And the share of false pairs is one half, up to chance.
+# B together are the four sentences of one story. And the share of false pairs is one half, up to chance.
 
 # %%
 labels_seen = []
@@ -359,28 +363,33 @@ vocabulary = [tokenizer.token(i) for i in range(V)]
 masking_view(example, vocabulary, seed=4, title="Mask it again")
 
 # %% [markdown]
-# The upper line of each token is what the model reads. A chosen token has a frame, and its label
-# below. Press "100 times more" and look at the table: the shares come near to the rule, but those of
-# single maskings are far from it. Sometimes not one token of the row is chosen.
+# The upper line of each token is what the model reads. A chosen token has a thick frame and a coloured ground, and its label stands
+# below. Press "100 times more" and look at the table: the shares come near to the rule. A single masking, counted
+# in the line above the table, is often far from it. Sometimes not one token of the row is chosen.
+#
+# Which tokens can be put in at random? This package draws from `[UNK]` and all ordinary tokens. The program of the
+# authors draws from the whole vocabulary, special tokens too.
 #
 # In this package a row is masked anew whenever it is read, so that in each pass over the text other
-# tokens are chosen. This is called *dynamic masking*. (The authors of BERT masked the text before the
-# training, ten times, and the model met each of these maskings several times.) And this is the
-# function behind it:
+# tokens are chosen. This is called *dynamic masking* {cite:p}`liu2019`. (The authors of BERT masked the text before the
+# training, in ten ways. The training passed over the text 40 times, so the model met each masking about four times.) And
+# this is the function behind it:
 
 # %%
 source = inspect.getsource(inspect.unwrap(mask_tokens))
 print(source[: source.index('"""')].rstrip())
 print("    ...")
-print(source[source.index("    is_special =") :])
+print(source[source.index("    ordinary =") :])
 
 # %% [markdown]
-# Two tensors of random numbers do the work. `draw` decides which tokens are chosen, `how` what a
-# chosen token becomes: below 0.8 `[MASK]`, from there to 0.9 a random token, above it nothing changes.
+# Three random tensors do the work. `draw` decides which tokens are chosen, `how` what a
+# chosen token becomes: below 0.8 `[MASK]`, from there to 0.9 a random token, above it nothing changes. The
+# third holds a random token for each position, for the case that it is needed. `IGNORE` is −100, and
+# `continues` is explained below, under *Whole words*.
 #
 # Is the rule kept? A share that is counted over {math}`n` independent draws of probability {math}`p` has the
 # standard deviation {math}`\sqrt{p(1-p)/n}`. We mask a million random tokens and demand that each share lies within four
-# standard deviations of its rule. A correct program fails this about once in 16,000 times. The control asks for 16 % in place
+# standard deviations of its rule. A correct program misses this for a given share about once in 16,000 times. The control asks for 16 % in place
 # of 15 %, and must fail.
 
 # %%
@@ -457,7 +466,8 @@ assert deviations(int(per_row.sum()), ordinary_tokens, 0.15) < 4
 # The row above contains *me ##ch ##an ##ic*. When only *##ch* is hidden, the rest of the word gives it
 # away, and the model need not understand the sentence. With **whole-word masking** all tokens of a
 # word are chosen together, or none. The authors of BERT added it later as an option. In this package,
-# one tells `mask_tokens` which tokens continue a word (`continues`).
+# one tells `mask_tokens` which tokens continue a word (`continues`). Only the choice is made for whole words. The
+# draw of 80/10/10 is still made for each token, so a part of a chosen word can stay in view.
 #
 # How often does it matter? We look at every border between two tokens of one word. Let us say that a
 # masking *tears* the word there if one of the two tokens is chosen and the other is not.
@@ -604,10 +614,12 @@ plt.show()
 # zeros and ones, adds up, and divides by the number of ones. This looks right. But `cross_entropy` returns the *mean* over all
 # positions, unless one asks for another `reduction`. So `mean` is one number. Multiplied by the mask, it stands at each
 # chosen position; added up and divided by their number, it is the same number again. **The mask
-# cancels out.** This bug stood in the BERT chapter of a well-known course (issue 2582 of `d2l-en`), where the mask
+# cancels out.** This bug stood in the BERT chapter of a well-known course (issue 2582 of `d2l-en`). There the mask
 # was meant to leave out the places that only fill up the list of predictions.
 #
-# We train with it. Now the mean is over all positions, and most of them can be copied. On
+# We put the same bug into our program, where the places that should not count are all positions that were not
+# chosen, padding too, and we train with it. About four of the 48 positions of a row are chosen. Where all others can be copied at no
+# cost, a loss of 4 nats at the chosen ones is reported as {math}`4 \cdot 4/48`, which is 0.33. On
 # held-out stories we measure two things: the loss where the model reads `[MASK]`, and the loss where
 # it reads a **wrong token**, a random one. BERT should notice a wrong token, because it has the words
 # around.
@@ -656,6 +668,18 @@ with measured():
     for name, losses, checked, *_ in runs:
         hidden, at_wrong = checked[200]
         print(f"{name:>11} {last(losses):8.2f} {hidden:7.2f} {at_wrong:6.2f}")
+repeated = {}
+for name, model in (("right", honest), ("broken mean", broken)):
+    with torch.no_grad():
+        seen = {"attention_mask": misread["attention_mask"]}
+        logits = model.mlm_head(model.hidden(wrong_read, **seen))
+    wrong = wrong_labels != -100
+    same = logits.argmax(-1)[wrong] == wrong_read[wrong]
+    repeated[name] = same.float().mean().item()
+with measured():
+    for name, share in repeated.items():
+        print(f"{name:>11} repeats {share:.0%} of the wrong tokens it reads")
+assert repeated["broken mean"] > repeated["right"] + 0.3
 assert last(broken_losses) < 1 < 3 < last(honest_losses)
 assert broken_test[200][1] > honest_test[200][1] + 1
 assert broken_test[200][1] > broken_test[0][1] - 1
@@ -669,9 +693,9 @@ assert abs(broken_test[200][0] - honest_test[200][0]) < 0.6
 # ```
 #
 # Read the two panels of {numref}`fig-09-mask` together. The program with the bug looks far better
-# while it trains. It also learns something about hidden tokens, since they are a part of its mean. So
+# while it trains. At hidden tokens it is about as good as the right one, since they too are a part of its mean. So
 # a quick look at its guesses for `[MASK]` does not find the bug either. But it has learnt to
-# repeat whatever token it reads, because this is right at most positions. At a wrong token it is
+# repeat the token that it reads, because this is right at most positions. At a wrong token it is
 # about as bad as before its training.
 #
 # The gradient test of the section before finds the bug without any training: *positions that are not
@@ -718,12 +742,14 @@ assert abs(on_hidden["80/10/10"] - on_hidden["always [MASK]"]) < 0.6
 # ```
 #
 # The model that was always shown `[MASK]` is much worse at naming a token that it reads: less of the
-# token is left in its last vector. With 80/10/10 the model uses the token that it sees, but does not
-# trust it fully: of the chosen tokens that were not `[MASK]`, half were random.
+# token is left in its last vector. With 80/10/10 the best that a model can do is to trust the token that it sees by
+# about one half, because of the chosen tokens that were not `[MASK]`, half were random. That would cost about
+# {math}`\log 2 = 0.69` nats. Ours is still far from it: it has made 200 steps, and only 3 % of all
+# tokens, the random and the unchanged ones, teach it this.
 #
-# The rule has a price too: only 80 % of the predictions practise what is asked at `[MASK]`. And it matters less than one
-# might think. The authors compared several rules (their appendix C.2). When all weights were trained further on a task, the rules were
-# about equal; when the vectors of BERT were used as they are, to find names, `[MASK]` alone was worse.
+# The rule has a price too: only 80 % of the predictions practise what is asked at `[MASK]`. How much does the choice of the rule matter?
+# Less than one might think. The authors compared several rules (their appendix C.2). When all weights were trained further on a task, the rules were
+# about equal. When the vectors of BERT were used as they are, to mark the names in a text, `[MASK]` alone was worse.
 
 # %% [markdown]
 # ## Does B follow A?
@@ -781,8 +807,8 @@ print(f"undecided: {undecided / n:.3f} nats, log 2 = {math.log(2):.3f}")
 # We train a small BERT on NSP alone, with the right loss and with the broken one. The accuracy is
 # measured on pairs of held-out stories, one pair a row.
 #
-# For the training, `SentencePairBatches` puts several short pairs side by side into one row, so that
-# little of the row is padding. The pairs do not disturb each other: the attention mask lets each token
+# For the training, `SentencePairBatches` puts two or more short pairs side by side into one row where they fit, so that
+# less of the row is padding. The pairs do not disturb each other: the attention mask lets each token
 # see its own pair only, and the positions begin at 0 in each pair. `next_sentence_label` has a place for
 # each token: the label of a pair stands at its `[CLS]`, and −100 everywhere else.
 
@@ -802,7 +828,7 @@ def nsp_logits(model, batch):
         batch["input_ids"], **{name: batch[name] for name in names}
     )
     first = batch["next_sentence_label"] != -100
-    pooled = model.pooler(hidden[first][:, None])
+    pooled = model.pooler(hidden[first][:, None])  # it reads position 0
     return model.nsp_head(pooled), batch["next_sentence_label"][first]
 
 
@@ -852,7 +878,7 @@ for name, (losses, accuracy) in nsp_runs.items():
     color, style = styles[name]
     panels[0].plot(losses, color=color, ls=style, label=name)
     panels[1].plot(*zip(*accuracy.items()), color=color, ls=style)
-panels[1].axhline(0.5, color="black", ls="--", lw=1)
+panels[1].axhline(0.5, color="grey", ls="--", lw=1, zorder=0)
 panels[0].set_title("training loss, nats a pair")
 panels[1].set_title("accuracy, held out")
 panels[1].set_ylim(0.4, 0.9)
@@ -866,6 +892,18 @@ with measured():
     for name, (losses, accuracy) in nsp_runs.items():
         final = f"loss {last(losses):.3f}, right {accuracy[140]:.2f}"
         print(f"{name:>14}: {final}")
+ends = [tokenizer.token_id(sign) for sign in ".?!"]
+by_counting = [
+    (sum(i in ends for i in pair.first + pair.second) != N_SENTENCES)
+    == bool(pair.label)
+    for seed in range(5)
+    for pair in PairMaker(sentences_of(others), CONTEXT, True, V).pairs(
+        np.random.default_rng(seed)
+    )
+]
+share = sum(by_counting) / len(by_counting)
+print(f"counting the ends of sentences: right {share:.2f}")
+assert share > 0.75
 always_1 = (nsp_logits(small_bert(), pair_test)[1] == 1).float().mean().item()
 assert nsp_runs["ignore_index=0"][1][140] == always_1
 assert 0.4 < always_1 < 0.6
@@ -878,6 +916,14 @@ assert nsp_runs["right"][1][140] > 0.58
 # With `ignore_index=0` the loss ends below 0.05, and the accuracy is exactly the share of pairs with the label 1, about one half. The right
 # program has more than 58 % after 140 steps.
 # ```
+#
+# On the left of {numref}`fig-09-nsp` the broken loss is soon 0. The right loss first stays at
+# {math}`\log 2`, because the model knows nothing yet; then it falls, and jumps, since a batch has only some
+# fifteen pairs. On the right, the broken program stays on the grey line, which is that of a coin.
+#
+# Do not read the accuracy of the right program as understanding. All our pairs that belong together have exactly
+# four sentences. A false pair has four only by chance, in about one case of three. So a program that counts the ends
+# of sentences, and nothing else, is right more often than our model: this is the last line of the list. [Chapter 10](10_bert_pretrain.ipynb) examines this shortcut.
 #
 # Again the loss of the broken program is the better one. The test needs no training: give the loss undecided logits and both
 # labels. **Both classes must cost {math}`\log 2`, and both must have a gradient.**
@@ -950,8 +996,9 @@ print(f"size of NSP's gradient at the embeddings: {ratio:.2f} of MLM's")
 # %% [markdown]
 # In the formulas both terms are sums. A program takes means, and here the two terms have two different counts: one is the
 # number of chosen tokens, the other the number of pairs. The loss that BERT is trained with is the sum
-# of the two means (appendix A.2 of the paper). The last line compares their gradients in a new model, where it reaches the table
-# of tokens: the first task moves this table much more than the second.
+# of the two means (appendix A.2 of the paper). The last line compares, in a new model, their two gradients
+# by the table of tokens: that of the first task is more than ten times as large. One reason is that MLM uses this table
+# twice, as its input and as the output matrix of its head. NSP uses it as input only.
 #
 # ### The mean is over counted labels
 #
@@ -975,7 +1022,8 @@ with measured():
     print(f"means: {sums[0] / counts[0]:.3f} and {sums[1] / counts[1]:.3f}")
     print(f"mean of means {mean_of_means:.3f}, over labels {mean:.3f}")
 print(f"chosen tokens: {counts}")
-print(f"a token of the first part weighs {counts[1] / counts[0]:.0f} times")
+times = counts[1] / counts[0]
+print(f"a token of the first part weighs {times:.0f} times as much")
 assert abs(mean_of_means - mean) > 1e-3
 
 # %% [markdown]
@@ -990,10 +1038,10 @@ assert abs(mean_of_means - mean) > 1e-3
 # ```{exercise} The masked-token loss by hand
 # :label: ex-09-loss
 # *10 minutes, easy.* Write `masked_loss(logits, labels)`: the mean of {eq}`eq-mlm-loss` over the chosen
-# positions, as one number. −100 is not counted. Use only `log_softmax`, indexing and arithmetic.
+# positions, as one number. −100 is not counted. Use `log_softmax` and `gather`, and no ready-made loss such as `cross_entropy`.
 #
-# *Hint 1.* Is there a shift? *Hint 2.* `gather` refuses −100: replace it before, and leave it out
-# after.
+# *Hint 1.* Is there a shift? *Hint 2.* `gather` refuses −100: look up another id there, in a copy of the labels, and leave
+# these positions out of the mean.
 # ```
 
 # %% [markdown]
@@ -1065,8 +1113,8 @@ ch09.check_hide(hide)
 # :label: ex-09-nsp
 # *10 minutes, easy.* The two logits {math}`z_0, z_1` of {eq}`eq-nsp-loss` matter only through their difference. Write
 # `nsp_from_difference(difference, next_sentence_label)` with `difference` {math}`= z_0 - z_1`: the mean loss of the
-# pairs. With {math}`\operatorname{sigmoid}(x) = 1/(1 + e^{-x})`, its logarithm is
-# `torch.nn.functional.logsigmoid`, which is exact where a sigmoid has been rounded to 0.
+# pairs. Let {math}`\operatorname{sigmoid}(x) = 1/(1 + e^{-x})`. Take its logarithm with
+# `torch.nn.functional.logsigmoid`: it is exact also where the sigmoid, or 1 minus it, would be rounded to 0.
 #
 # *Hint 1.* {math}`p = \operatorname{sigmoid}(z_0 - z_1)`. *Hint 2.* What is {math}`1 - p`? *Hint 3.* The
 # label is not {math}`y`.
@@ -1141,7 +1189,7 @@ ch09.check_teaches_elsewhere(teaches_elsewhere)
 # ## What to keep
 #
 # A model that sees both sides must not see what it is asked for. BERT chooses 15 % of the tokens, shows
-# `[MASK]` for most of them, and is asked for these only: positions that are not chosen get exactly no
+# `[MASK]` for most of the chosen ones, and is asked for all chosen ones and for no others: positions that are not chosen get exactly no
 # gradient. Its second task asks whether B follows A, with 0 for "yes". A new model begins at {math}`\log V` and
 # {math}`\log 2`. Both losses are sums with their own counts, and the division comes last. A loss that falls is no
 # proof that a program is right: two known bugs had the lower loss, and small tests of the gradient find both.

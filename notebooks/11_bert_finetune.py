@@ -1185,7 +1185,8 @@ print(f"{'SST-5':>8}: everything minus frozen {0.515 - 0.391:+.3f}")
 #
 # All use **small samples** of the training and test sets, so that a CPU is enough. These numbers must not be compared with published ones.
 # "Probe" is a frozen model with a linear map on the mean of all vectors of a text, or on the vectors of the words. So for classes and pairs it reads
-# exactly the mean that the published weights were trained for.
+# exactly the mean that the published weights were trained for. "Last block" trains the head and the last of our two blocks, "last two blocks" those
+# of the published six.
 #
 # "Baseline" is again the method without a network: a bag of words for sst2, the dictionary for wnut17, a regression on the share of
 # common words for mrpc, and the rule for the questions.
@@ -1215,7 +1216,7 @@ for name, rows in real.items():
         if "macro_f1" in scores[0]:
             macro = sum(s["macro_f1"] for s in scores) / len(scores)
             more += f"  macro F1 {macro:.3f}"
-        print(f"{label:>22}  {more}")
+        print(f"{label:>26}  {more}")
 sizes = [
     run["tasks"]["sst2"]["ways"]["probe"]["runs"][0]["parameters"]
     for run in (own, published)

@@ -64,6 +64,8 @@ def test_equal_values_pass(actual: Any, expected: Any) -> None:
         (RIGHT + 2, RIGHT, "off by the same 2"),
         (RIGHT + torch.eye(2, 3), RIGHT, r"wrong in 2 of 6 numbers: at \[0, 0\] it should be 1"),
         (1.23, 1.0, "your answer should be 1, got 1.23"),
+        (5.0, math.inf, "should be inf, got 5"),
+        ([1.0, 2.0], [1.0, -math.inf], "should be -inf, got 2"),
     ],
 )
 def test_wrong_values_are_diagnosed(actual: Any, expected: Any, diagnosis: str) -> None:

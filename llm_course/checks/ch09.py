@@ -51,6 +51,9 @@ def _masked_loss_mistakes(logits: Tensor, labels: Tensor) -> dict[Any, str]:
         float(-_at_labels(logits.softmax(-1), labels)[chosen].mean()): (
             "these are probabilities, and the loss is made of their logarithms"
         ),
+        float(-picked[labels > 0].mean()): (
+            "token 0 is left out: 0 is an id like the others, only -100 does not count"
+        ),
         float(-log_p[chosen].mean()): (
             "the mean is taken over all tokens of the vocabulary: look up the one that is "
             "in the label"
@@ -64,9 +67,18 @@ def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> Non
     logits = torch.randn(2, 7, 9, generator=generator, dtype=torch.float64)
     labels = torch.randint(9, (2, 7), generator=generator)
     labels[0, [0, 1, 3, 4]], labels[1, [0, 2, 3, 4, 5, 6]] = -100, -100
+    labels[0, 2] = 0
     picked = _at_labels(logits.log_softmax(-1), labels)
+    before = logits.clone(), labels.clone()
+    got = answer(logits, labels)
+    for name, now, then in zip(("logits", "labels"), (logits, labels), before):
+        if not torch.equal(now, then):
+            raise CheckFailed(
+                f"masked_loss changed its argument {name}: work on a copy (masked_fill or "
+                "clamp_min, without the final _)"
+            )
     expect_close(
-        answer(logits, labels),
+        got,
         float(-picked[labels != -100].mean()),
         name="masked_loss",
         hints=_masked_loss_mistakes(logits, labels),
@@ -80,12 +92,15 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
     ids = torch.randint(FIRST, VOCAB, (400, 500), generator=generator)
     chosen = torch.rand(ids.shape, generator=generator) < 0.3
     before = ids.clone()
-    read = answer(ids, chosen, MASK_ID, torch.arange(FIRST, VOCAB), generator)
+    ordinary, marked, state = torch.arange(FIRST, VOCAB), chosen.clone(), generator.get_state()
+    read = answer(ids, marked, MASK_ID, ordinary, generator)
     expect_shape(read, tuple(ids.shape), name="what the model reads")
     if read.dtype != ids.dtype:
         raise CheckFailed(f"ids are whole numbers ({ids.dtype}), got {read.dtype}")
     if not torch.equal(ids, before):
         raise CheckFailed("hide changed its argument ids: work on a copy, or use torch.where")
+    if not torch.equal(marked, chosen):
+        raise CheckFailed("hide changed its argument chosen: make a new mask for each rule")
     if (read[~chosen] != ids[~chosen]).any():
         raise CheckFailed("a token that was not chosen is changed: it must stay as it is")
     put_in = read[chosen & (read != ids) & (read != MASK_ID)]
@@ -95,12 +110,31 @@ def check_hide(answer: Callable[[Tensor, Tensor, int, Tensor, torch.Generator], 
             "not from the numbers up to its length"
         )
     _check_shares(read, ids, chosen, len(put_in))
-    if put_in.unique().numel() < (VOCAB - FIRST) // 2:
+    _check_random_tokens(answer, put_in)
+    generator.set_state(state)
+    if not torch.equal(answer(ids, chosen.clone(), MASK_ID, ordinary, generator), read):
         raise CheckFailed(
-            f"only {put_in.unique().numel()} different random tokens were put in: "
-            "draw a new one for each position"
+            "the same generator gives another result: pass generator=generator to torch.rand and "
+            "to torch.randint"
         )
     passed("80 % [MASK], 10 % random, 10 % unchanged")
+
+
+def _check_random_tokens(answer: Callable[..., Tensor], put_in: Tensor) -> None:
+    """They are drawn for each position, from all ordinary ids."""
+    if put_in.unique().numel() < 0.98 * (VOCAB - FIRST):
+        raise CheckFailed(
+            f"{put_in.unique().numel()} different random tokens were put in, of "
+            f"{VOCAB - FIRST} in ordinary_ids: draw from all of them, anew for each position"
+        )
+    alike = torch.full((1, 1000), FIRST)
+    generator = torch.Generator().manual_seed(1)
+    every = torch.ones_like(alike, dtype=torch.bool)
+    read = answer(alike, every, MASK_ID, torch.arange(FIRST, VOCAB), generator)
+    if not ((read != FIRST) & (read != MASK_ID)).any():
+        raise CheckFailed(
+            "the random tokens are taken from the text itself: draw them from ordinary_ids"
+        )
 
 
 def _check_shares(read: Tensor, ids: Tensor, chosen: Tensor, n_random: int) -> None:
@@ -134,6 +168,8 @@ def _share_hint(share: float, name: str, n_random: int) -> str:
         return "All are hidden: draw a number for each token."
     if name == "[MASK]" and share < 0.01:
         return "Is anything put in the place of a chosen token?"
+    if name == "[MASK]" and share < 0.2:
+        return "The shares of [MASK] and of the random tokens are exchanged."
     if name == "the same token" and share < 0.01:
         return "One in ten must stay as it is: the random tokens take its place."
     if name == "the same token" and n_random == 0:
@@ -186,14 +222,22 @@ def check_nsp_from_difference(answer: Callable[[Tensor, Tensor], Tensor | float]
         name="nsp_from_difference",
         hints=_nsp_mistakes(difference, label),
     )
-    far = torch.tensor([200.0])
-    got = answer(far, torch.tensor([1]))
-    expect_close(
-        got,
-        200.0,
-        name="the loss of a difference of 200 when B does not follow",
-        hints={math.inf: "log(1 - sigmoid(200)) is log(0): use logsigmoid of the negative"},
-    )
+    for far, y, what in (
+        (200.0, 1, "200 when B does not follow"),
+        (-200.0, 0, "-200 when it does"),
+    ):
+        expect_close(
+            answer(torch.tensor([far]), torch.tensor([y])),
+            200.0,
+            name=f"the loss of a difference of {what}",
+            hints={
+                math.inf: "the sigmoid is rounded to 0 or 1, so this is log(0): use logsigmoid, "
+                "and logsigmoid of the negative for 1 - p",
+                100.0: "binary_cross_entropy cuts each logarithm off at -100: use logsigmoid",
+                -math.log(1e-12): "1e-12 inside the logarithm hides the infinity, and the loss "
+                "is wrong: use logsigmoid",
+            },
+        )
     passed("two-class cross-entropy from one number, for large numbers too")
 
 
@@ -222,6 +266,9 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
         (_broken, True, "a mean over all positions, multiplied by the mask"),
         (leaks(0, 0, 1.0), True, "a loss that also teaches the first position of the first row"),
         (leaks(2, 4, 1.0), True, "a loss that also teaches one position of the last row"),
+        (leaks(1, 5, 1.0), True, "a loss that also teaches the last position of a row"),
+        (lambda z, y: _honest(z, y) + z[0, 4, 6], True, "one gradient of 1: the others are 0"),
+        (lambda z, y: _honest(z, y) - z[0, 4, 6], True, "one gradient of -1: compare with zero"),
         (leaks(1, 3, 1e-12), True, "a loss that teaches elsewhere a little: compare with zero"),
         (
             lambda z, y: _honest(z, y) + z[0, 4, 1] - z[0, 4, 2],
@@ -234,8 +281,8 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
         got = answer(loss_of, logits, labels)
         if not isinstance(got, bool):
             raise CheckFailed(
-                f"teaches_elsewhere must return True or False, got {type(got).__name__}: {got!r}. "
-                "bool(...) turns a tensor with one value into one"
+                f"teaches_elsewhere must return True or False, got a {type(got).__name__} of "
+                f"{type(got).__module__}: {got!r}. bool(...) makes one of a single value"
             )
         if got != expected:
             advice = (
