@@ -89,6 +89,39 @@ def mixed_by_reshape(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
     return zero.reshape(heads.shape[1], -1) @ w_o
 
 
+def from_zeros(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    """Right: adds up in float32, as `torch.zeros(T, D)` makes it."""
+    output = torch.zeros(heads.shape[1], w_o.shape[1])
+    for i, rows in enumerate(w_o.unflatten(0, (len(heads), -1))):
+        if i != silent:
+            output += heads[i] @ rows
+    return output
+
+
+def back_from_zeros(weights: Tensor, steps: int) -> Tensor:
+    """Right, in float32."""
+    total = torch.zeros(weights.shape[1])
+    for t in range(steps, weights.shape[-1]):
+        total += weights[:, :, t, t - steps].mean(dim=0)
+    return total / (weights.shape[-1] - steps)
+
+
+def without_by_fixed_sizes(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    return sum(heads[i] @ w_o[4 * i : 4 * (i + 1)] for i in range(3) if i != silent)
+
+
+def joined_too_early(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    zero = heads.clone()
+    zero[silent] = 0
+    return zero.flatten(1) @ w_o
+
+
+def rows_as_in_linear(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
+    k = heads.shape[-1]
+    parts = [heads[i] @ w_o[:, i * k : (i + 1) * k].mT for i in range(len(heads)) if i != silent]
+    return sum(parts)
+
+
 def side_by_side(heads: Tensor, w_o: Tensor, silent: int) -> Tensor:
     rows = w_o.unflatten(0, (len(heads), -1))
     return torch.cat([heads[i] @ rows[i] for i in range(len(heads)) if i != silent], dim=-1)
@@ -103,7 +136,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (
         ch05.check_split_heads,
         lambda x, h: x.unflatten(-1, (-1, h)).permute(0, 3, 1, 2),
-        "every third",
+        "every H-th",
     ),
     (ch05.check_split_heads, lambda x, h: split(x, h).transpose(1, 2), "before the positions"),
     (ch05.check_split_heads, lambda x, h: split(x, h).mT, "last two axes"),
@@ -115,7 +148,23 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
         lambda x, h: x.permute(0, 2, 1).reshape(len(x), h, x.shape[1], -1),
         "split the last axis first",
     ),
+    (
+        ch05.check_head_shapes,
+        lambda d, h, k: dict.fromkeys(shapes(d, h, k), (h, d, k)),
+        "the heads are no axis",
+    ),
+    (
+        ch05.check_split_heads,
+        lambda x, h: x.reshape(2, 5, 3, 4).permute(0, 2, 1, 3),
+        "from x.shape",
+    ),
     (ch05.check_without_head, silenced_in_place, "work on a copy"),
+    (ch05.check_without_head, without_by_fixed_sizes, "from heads.shape"),
+    (ch05.check_without_head, joined_too_early, "positions to the front"),
+    (ch05.check_without_head, rows_as_in_linear, "not transposed"),
+    (ch05.check_without_head, lambda h, w, s: without(h, w, s) + 1e-4, "is wrong in"),
+    (ch05.check_looks_back, lambda w, n: back(w, n) + 1e-4, "is wrong in"),
+    (ch05.check_looks_back, lambda w, n: band(w, n).sum((0, 2)) / 2 / (7 - n), "is wrong in"),
     (ch05.check_without_head, mixed_by_reshape, "mixes heads and positions"),
     (ch05.check_without_head, side_by_side, "not put side by side"),
     (ch05.check_looks_back, lambda w, n: back(w, 1), "whatever `steps` is"),
@@ -138,7 +187,9 @@ RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
     (ch05.check_head_shapes, shapes),
     (ch05.check_split_heads, split),
     (ch05.check_without_head, without),
+    (ch05.check_without_head, from_zeros),
     (ch05.check_looks_back, back),
+    (ch05.check_looks_back, back_from_zeros),
 ]
 
 
@@ -147,7 +198,7 @@ def test_the_solution_passes(check: Callable[..., None], answer: Callable[..., A
     check(answer)
 
 
-@pytest.mark.parametrize("check", [check for check, _ in RIGHT])
+@pytest.mark.parametrize("check", dict.fromkeys(check for check, _ in RIGHT))
 def test_a_blank_answer_fails(check: Callable[..., None]) -> None:
     with pytest.raises(NotImplementedError, match="write your answer"):
         check(blank)

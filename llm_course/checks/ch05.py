@@ -16,6 +16,17 @@ def _draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def _called(answer: Callable[..., Any], *given: Any, name: str, hint: str) -> Any:
+    """The answer, or a `CheckFailed` with the hint where PyTorch refuses the shapes."""
+    try:
+        return answer(*given)
+    except NotImplementedError:  # a blank; it is a RuntimeError too
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckFailed(f"{name}: the shapes do not fit ({reason}). Hint: {hint}") from error
+
+
 def check_head_shapes(answer: Callable[[int, int, int], Mapping[str, tuple[int, int]]]) -> None:
     """The shapes of the four weights as nn.Linear stores them."""
     for d_model, n_heads, d_head in ((12, 3, 4), (8, 3, 5)):
@@ -33,6 +44,7 @@ def check_head_shapes(answer: Callable[[int, int, int], Mapping[str, tuple[int, 
                 )
             hints: dict[Any, str] = {
                 (n_heads, d_head, d_model): "the heads are no axis of the matrix: n_heads * d_head",
+                (n_heads, d_model, d_head): "the heads are no axis of the matrix: n_heads * d_head",
                 shape[::-1]: "nn.Linear stores its matrix transposed, outputs first",
                 (d_model, d_model): "n_heads * d_head need not be d_model",
                 (d_head, d_model): "this is one head: the layer holds all heads in one matrix",
@@ -42,36 +54,50 @@ def check_head_shapes(answer: Callable[[int, int, int], Mapping[str, tuple[int, 
     passed("the four shapes follow from three numbers")
 
 
+def _split_heads_mistakes(x: Tensor, n_heads: int) -> dict[Any, str]:
+    n_rows, length, width = x.shape
+    shape = (n_rows, n_heads, length, width // n_heads)
+    right = x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    every_third = x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)
+    return {
+        x.reshape(shape): (
+            "the shape is right and the numbers are in the wrong places: a view to "
+            "[B, H, T, K] mixes positions. First split the last axis, then exchange two axes"
+        ),
+        every_third: "head i has every H-th number: it should have K neighbours",
+        right.transpose(1, 2): "the heads must come before the positions: [B, H, T, K]",
+        right.mT: "the last two axes are swapped: [B, H, T, K]",
+        right.flip(1): "the heads are in the opposite order",
+        right.transpose(0, 1): "the batch comes first: [B, H, T, K]",
+        x.permute(0, 2, 1).reshape(shape): (
+            "split the last axis first, and exchange axes after that: a reshape of exchanged "
+            "axes mixes positions"
+        ),
+        every_third.permute(0, 3, 2, 1): (
+            "the last axis is split into K parts of n_heads numbers: it has n_heads parts of K"
+        ),
+    }
+
+
 def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> None:
     """[B, T, H * K] to [B, H, T, K] without mixing positions or heads."""
-    x = _draw(2, 5, 12)
-    right = x.unflatten(-1, (3, 4)).transpose(1, 2)
-    mixed = x.reshape(2, 3, 5, 4)
-    every_third = x.unflatten(-1, (4, 3)).permute(0, 3, 1, 2)
-    expect_close(
-        answer(x.clone(), 3),
-        right,
-        name="split_heads",
-        tolerance=1e-12,
-        hints={
-            mixed: (
-                "the shape is right and the numbers are in the wrong places: a view to "
-                "[B, H, T, K] mixes positions. First split the last axis, then exchange two axes"
-            ),
-            every_third: "head i has every third number: it should have K neighbours",
-            right.transpose(1, 2): "the heads must come before the positions: [B, H, T, K]",
-            right.mT: "the last two axes are swapped: [B, H, T, K]",
-            right.flip(1): "the heads are in the opposite order",
-            right.transpose(0, 1): "the batch comes first: [B, H, T, K]",
-            x.permute(0, 2, 1).reshape(2, 3, 5, 4): (
-                "split the last axis first, and exchange axes after that: a reshape of exchanged "
-                "axes mixes positions"
-            ),
-            every_third.permute(0, 3, 2, 1): (
-                "the last axis is split into K parts of n_heads numbers: it has n_heads parts of K"
-            ),
-        },
-    )
+    for shape, n_heads in (((2, 5, 12), 3), ((1, 7, 10), 5)):
+        x = _draw(*shape)
+        name = f"split_heads(x, {n_heads}) for x of shape {list(shape)}"
+        got = _called(
+            answer,
+            x.clone(),
+            n_heads,
+            name=name,
+            hint="take B, T and H * K from x.shape, and K is H * K // n_heads",
+        )
+        expect_close(
+            got,
+            x.unflatten(-1, (n_heads, -1)).transpose(1, 2),
+            name=name,
+            tolerance=1e-12,
+            hints=_split_heads_mistakes(x, n_heads),
+        )
     passed("each head has its own numbers of every position")
 
 
@@ -80,37 +106,38 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _without_head_mistakes(heads: Tensor, w_o: Tensor, silent: int) -> dict[Any, str]:
+    n_heads, length, width = heads.shape
     joined = heads.transpose(0, 1).flatten(1)
-    parts = [heads[i] @ w_o[4 * i : 4 * (i + 1)] for i in range(3)]
+    parts = [heads[i] @ w_o[width * i : width * (i + 1)] for i in range(n_heads)]
     kept = [part for i, part in enumerate(parts) if i != silent]
     right = _sum(kept)
     mean, zero = heads.clone(), heads.clone()
     mean[silent] = heads[silent].mean(dim=0)
     zero[silent] = 0
-    beside = torch.cat([heads[i] for i in range(3) if i != silent], dim=-1)
+    beside = torch.cat([heads[i] for i in range(n_heads) if i != silent], dim=-1)
     return {
         joined @ w_o: "this is the whole layer: no head is silent",
         parts[silent]: "this is the silent head alone: leave it out, and keep the others",
-        right * 3 / 2: "the others must not be made larger to fill the gap",
-        right / 2: "the contributions are added, not averaged",
+        right * n_heads / len(kept): "the others must not be made larger to fill the gap",
+        right / len(kept): "the contributions are added, not averaged",
         mean.transpose(0, 1).flatten(1) @ w_o: (
             "the head has its mean at every position: set it to zero"
         ),
         heads.flip(0).transpose(0, 1).flatten(1) @ w_o: (
             "the heads are in the wrong order, and none is silent"
         ),
-        zero.reshape(5, 12) @ w_o: (
+        zero.reshape(length, -1) @ w_o: (
             "a reshape of [H, T, K] mixes heads and positions: bring the positions to the "
             "front first"
         ),
-        _sum(zero[i] @ w_o[i::3] for i in range(3)): (
-            "head i meets K neighbouring rows of W^O, from i * K on, not every third row"
+        _sum(zero[i] @ w_o[i::n_heads] for i in range(n_heads)): (
+            "head i meets K neighbouring rows of W^O, from i * K on, not every H-th row"
         ),
         parts[silent] + right - parts[silent - 1]: (
             "the head before it is left out: heads are counted from 0"
         ),
         torch.cat(kept, dim=-1): "the contributions are added, not put side by side",
-        beside @ w_o[:8]: (
+        beside @ w_o[: width * len(kept)]: (
             "leave out the rows of W^O that belong to the silent head, not the last ones"
         ),
     }
@@ -118,28 +145,44 @@ def _without_head_mistakes(heads: Tensor, w_o: Tensor, silent: int) -> dict[Any,
 
 def check_without_head(answer: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     """The output of a layer with one head left out of the sum."""
-    heads, w_o = _draw(3, 5, 4), _draw(12, 6, seed=1)
-    for silent in (1, 0, 2):
-        given = heads.clone()
-        got = answer(given, w_o.clone(), silent)
-        if not torch.equal(given, heads):
-            raise CheckFailed("without_head changed its argument heads: work on a copy")
-        expect_close(
-            got,
-            _sum(heads[i] @ w_o[4 * i : 4 * (i + 1)] for i in range(3) if i != silent),
-            name=f"without_head(heads, w_o, {silent})",
-            tolerance=1e-9,
-            hints=_without_head_mistakes(heads, w_o, silent),
-        )
+    for n_heads, length, width in ((3, 5, 4), (4, 6, 2)):
+        heads, w_o = _draw(n_heads, length, width), _draw(n_heads * width, 6, seed=1)
+        for silent in (1, 0, n_heads - 1):
+            given = heads.clone()
+            shape = [n_heads, length, width]
+            name = f"without_head(heads, w_o, {silent}) for heads of shape {shape}"
+            got = _called(
+                answer,
+                given,
+                w_o.clone(),
+                silent,
+                name=name,
+                hint=(
+                    "take H and K from heads.shape, bring the positions to the front before you "
+                    "join the heads, and note that here w_o is W^O itself, [H * K, D], not "
+                    "transposed as in nn.Linear"
+                ),
+            )
+            if not torch.equal(given, heads):
+                raise CheckFailed("without_head changed its argument heads: work on a copy")
+            blocks = w_o.unflatten(0, (n_heads, width))
+            expect_close(
+                got,
+                _sum(heads[i] @ blocks[i] for i in range(n_heads) if i != silent),
+                name=name,
+                tolerance=1e-5,  # an answer may add up in 32-bit numbers
+                hints=_without_head_mistakes(heads, w_o, silent),
+            )
     passed("a layer is a sum over its heads, and one term can be left out")
 
 
 def _looks_back_mistakes(weights: Tensor, steps: int) -> dict[Any, str]:
     bands = weights.diagonal(offset=-steps, dim1=-2, dim2=-1)
     above = weights.mT.diagonal(offset=-steps, dim1=-2, dim2=-1)
+    length = weights.shape[-1]
     return {
-        bands.sum(dim=2).mean(dim=0) / 7: (
-            f"the sum is divided by all 7 queries: the first {steps} have no such key"
+        bands.sum(dim=2).mean(dim=0) / length: (
+            f"the sum is divided by all {length} queries: the first {steps} have no such key"
         ),
         bands.sum(dim=(0, 2)): "this is a sum: take the mean over rows and queries",
         bands.sum(dim=2).mean(dim=0): "this is a sum over queries: take the mean",
@@ -165,17 +208,17 @@ def _looks_back_mistakes(weights: Tensor, steps: int) -> dict[Any, str]:
 
 def check_looks_back(answer: Callable[[Tensor, int], Tensor]) -> None:
     """The mean weight of each head on the position a few steps before."""
-    scores = _draw(2, 3, 7, 7)
-    mask = torch.ones(7, 7).tril().bool()
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-    for steps in (1, 2):
-        bands = weights.diagonal(offset=-steps, dim1=-2, dim2=-1)
-        right = bands.mean(dim=(0, 2))
+    for n_rows, n_heads, length, steps in ((2, 3, 7, 1), (2, 3, 7, 2), (3, 2, 6, 3)):
+        scores = _draw(n_rows, n_heads, length, length)
+        future = torch.ones(length, length).triu(1).bool()
+        weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
+        name = f"looks_back(weights, {steps}) for weights of shape {list(scores.shape)}"
+        hint = "take all sizes from weights.shape, and name the axes: dim1=-2, dim2=-1"
         expect_close(
-            answer(weights.clone(), steps),
-            right,
-            name=f"looks_back(weights, {steps})",
-            tolerance=1e-9,
+            _called(answer, weights.clone(), steps, name=name, hint=hint),
+            weights.diagonal(offset=-steps, dim1=-2, dim2=-1).mean(dim=(0, 2)),
+            name=name,
+            tolerance=1e-5,  # an answer may add up in 32-bit numbers
             hints=_looks_back_mistakes(weights, steps),
         )
     passed("heads that look back are found by a number")
