@@ -15,7 +15,7 @@ from llm_course.checks import ch03
 from llm_course.checks.grading import CheckFailed
 from llm_course.corpus.town import generate_documents
 from llm_course.tokenizers.bpe import join_pair, learn_merges
-from llm_course.tokenizers.lattice import expected_counts, viterbi
+from llm_course.tokenizers.lattice import arcs_into, expected_counts, log_add, viterbi
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.tokenizers.wordpiece import WordPiece
 
@@ -88,6 +88,15 @@ def match(
     return pieces
 
 
+def goes_back(word: str, vocab: set[str], prefix: str = "") -> list[str]:
+    for end in range(len(word), 0, -1):
+        if prefix + word[:end] in vocab:
+            rest = goes_back(word[end:], vocab, "##") if word[end:] else []
+            if rest != ["[UNK]"]:
+                return [prefix + word[:end], *rest]
+    return ["[UNK]"]
+
+
 def best(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
     pieces = viterbi(word, log_p, max(map(len, log_p)))
     return pieces, sum(log_p[p] for p in pieces)
@@ -107,6 +116,14 @@ def fewest(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
     return pieces, sum(log_p[p] for p in pieces)
 
 
+def summed(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
+    before = [0.0] + [-math.inf] * len(word)
+    for end in range(1, len(word) + 1):
+        for begin, score in arcs_into(word, end, log_p, len(word)):
+            before[end] = log_add(before[end], before[begin] + score)
+    return best(word, log_p)[0], before[-1]
+
+
 def turned(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
     pieces, value = best(word, log_p)
     return pieces[::-1], value
@@ -114,6 +131,14 @@ def turned(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
 
 def overwritten(words: dict[tuple[str, ...], int]) -> dict[tuple[str, str], int]:
     return {pair: n for word, n in words.items() for pair in pairwise(word)}
+
+
+def not_overlapping(words: Words) -> dict[Any, int]:
+    counts: Counter[Any] = Counter()
+    for pieces, count in words.items():
+        for pair in set(pairwise(pieces)):
+            counts[pair] += count * (len(pieces) - len(merge(list(pieces), pair)))
+    return dict(counts)
 
 
 def with_spaces(pieces: list[str], pair: tuple[str, str]) -> list[str]:
@@ -128,6 +153,7 @@ def either_form(word: str, vocab: set[str]) -> list[str]:
 WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch03.check_count_pairs, lambda w: pairs(w, weighted=False), "counted once: multiply"),
     (ch03.check_count_pairs, lambda w: pairs(w, once=True), "counts twice"),
+    (ch03.check_count_pairs, not_overlapping, "in o o o the pair"),
     (ch03.check_count_pairs, across, "cross the border"),
     (ch03.check_count_pairs, lambda w: list(pairs(w)), "must return a dictionary, got list"),
     (ch03.check_count_pairs, lambda w: None, "is None"),
@@ -143,6 +169,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch03.check_longest_match, lambda w, v: match(w, v, short=True), "longest piece"),
     (ch03.check_longest_match, lambda w, v: match(w, v, prefix=""), "written with ## before"),
     (ch03.check_longest_match, lambda w, v: match(w, v, whole=False), "whole word"),
+    (ch03.check_longest_match, goes_back, "do not go back"),
     (ch03.check_longest_match, either_form, "together with its ##"),
     (ch03.check_best_split, lambda w, p: best(w, p)[::-1], "list of pieces first"),
     (ch03.check_best_split, lambda w, p: ([w], 0.0), "which is no piece"),
@@ -152,6 +179,7 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch03.check_best_split, turned, "backwards"),
     (ch03.check_best_split, lambda w, p: best(w, p)[0], "list of pieces first"),
     (ch03.check_best_split, lambda w, p: (best(w, p)[0], math.exp(best(w, p)[1])), "logarithm"),
+    (ch03.check_best_split, summed, "use the maximum"),
     (ch03.check_best_split, lambda w, p: None, "is None"),
     (ch03.check_nats_per_character, lambda a, n, t: a, "still per token"),
     (ch03.check_nats_per_character, lambda a, n, t: a * n / len(t.encode()), "bytes"),
@@ -186,6 +214,19 @@ def test_a_wrong_answer_is_diagnosed(
 ) -> None:
     with pytest.raises(CheckFailed, match=diagnosis):
         check(answer)
+
+
+def test_a_word_of_the_best_path_has_too_many_segmentations_to_list_them() -> None:
+    asked: list[tuple[str, dict[str, float]]] = []
+
+    def answer(word: str, log_p: dict[str, float]) -> tuple[list[str], float]:
+        asked.append((word, log_p))
+        return best(word, log_p)
+
+    ch03.check_best_split(answer)
+    ways = [math.exp(summed(word, dict.fromkeys(p, 0.0))[1]) for word, p in asked]
+    assert 148e9 < max(ways) < 149e9
+    assert min(ways) < 1.5  # the control: "a" has one
 
 
 # The formulas of the chapter, from transcriptions of their own.

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_course.checks.grading import CheckFailed, expect_close, expect_equal, passed
 from llm_course.tokenizers.bpe import join_pair
-from llm_course.tokenizers.lattice import viterbi
+from llm_course.tokenizers.lattice import arcs_into, log_add, viterbi
 from llm_course.tokenizers.wordpiece import WordPiece
 
 Pair = tuple[str, str]
@@ -24,14 +24,18 @@ def _pairs(words: Iterable[tuple[tuple[str, ...], int]]) -> dict[Pair, int]:
     return dict(counts)
 
 
+WORDS: dict[tuple[str, ...], int] = {
+    ("l", "ow"): 5,
+    ("l", "ow", "er"): 2,
+    ("n", "a", "n", "a"): 3,
+    ("o", "o", "o"): 4,
+    ("a",): 9,
+}
+
+
 def check_count_pairs(answer: Callable[[dict[tuple[str, ...], int]], Any]) -> None:
     """The sum in the formula of a merge, for every pair."""
-    words = {
-        ("l", "ow"): 5,
-        ("l", "ow", "er"): 2,
-        ("n", "a", "n", "a"): 3,
-        ("a",): 9,
-    }
+    words = WORDS
     right = _pairs(words.items())
     once = {
         pair: sum(count for word, count in words.items() if pair in set(pairwise(word)))
@@ -53,6 +57,7 @@ def check_count_pairs(answer: Callable[[dict[tuple[str, ...], int]], Any]) -> No
                 "each word is counted once: multiply by the count of the word"
             ),
             _Items(once): "a pair that occurs twice in a word, as n a in nana, counts twice",
+            _Items(_apart(words)): "in o o o the pair o, o occurs twice",
             _Items(dict(overall)): "only neighbours form a pair, in their order",
             _Items(dict(across)): "pairs must not cross the border of two words",
             _Items(_last_only(words)): "the words before are overwritten: add with +=",
@@ -65,6 +70,15 @@ def check_count_pairs(answer: Callable[[dict[tuple[str, ...], int]], Any]) -> No
         },
     )
     passed("every pair is counted, with the counts of the words")
+
+
+def _apart(words: dict[tuple[str, ...], int]) -> dict[Pair, int]:
+    """What a count of joins gives: a piece is in one pair of its kind."""
+    counts: Counter[Pair] = Counter()
+    for word, count in words.items():
+        for pair in set(pairwise(word)):
+            counts[pair] += count * (len(word) - len(join_pair(list(word), pair, "".join(pair))))
+    return dict(counts)
 
 
 def _last_only(words: dict[tuple[str, ...], int]) -> dict[Pair, int]:
@@ -167,43 +181,47 @@ def check_merge_pair(answer: Callable[[list[str], Pair], list[str]]) -> None:
     passed("one pair joined, from left to right, and nothing twice")
 
 
-WORDPIECES = "un unw unwi ##wise ##wi ##se ##ly wise w ##r wis ly"
+WORDPIECES = "un unw unwi ##wise ##wi ##se ##ly wise w ##r wis ly lyr ##rs"
+MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
+    "unwise": {
+        ("un", "##wise"): "always take the longest piece: unwi is longer than un",
+        ("un", "##wi", "##se"): "always take the longest piece: unwi is longer than un",
+        ("unwi", "se"): "a piece inside a word is written with ## before it",
+        ("[UNK]",): "it has pieces: one inside a word is written with ## before it",
+    },
+    "wisely": {
+        ("wise", "ly"): "a piece inside a word is written with ## before it",
+        ("wis",): "the pieces must cover the whole word",
+    },
+    "wiser": {("wise", "r"): "a piece inside a word is written with ## before it"},
+    "wisest": {
+        ("wise", "[UNK]"): "one gap makes the whole word [UNK]",
+        ("wise",): "the rest has no piece, and one gap makes the whole word [UNK]",
+    },
+    "zebra": {(): "no piece fits at the beginning: the word is [UNK]"},
+    "unwiz": {
+        ("un", "##w", "##i", "##z"): "##w, ##i and ##z are not in the vocabulary",
+        ("unwi",): "one gap makes the whole word [UNK]",
+        ("unwi", "[UNK]"): "one gap makes the whole word [UNK]",
+    },
+    "rise": {("##r", "##i", "##se"): "the first piece has no ##"},
+    "wwis": {
+        ("w", "##wis"): "##wis is not in the vocabulary: inside a word, look up the piece "
+        "together with its ##",
+    },
+    "lyrs": {
+        ("ly", "##rs"): "do not go back: the longest piece, lyr, stays, and a gap after it "
+        "makes the word [UNK]",
+    },
+    "sely": {("se", "##ly"): "se is not in the vocabulary: at the beginning, without ##"},
+}
 
 
 def check_longest_match(answer: Callable[[str, set[str]], list[str]]) -> None:
     """WordPiece's encoder for one word."""
     vocab = set(WORDPIECES.split())
     own = WordPiece({piece: i for i, piece in enumerate(["[UNK]", *sorted(vocab)])})
-    hints: dict[str, dict[tuple[str, ...], str]] = {
-        "unwise": {
-            ("un", "##wise"): "always take the longest piece: unwi is longer than un",
-            ("un", "##wi", "##se"): "always take the longest piece: unwi is longer than un",
-            ("unwi", "se"): "a piece inside a word is written with ## before it",
-            ("[UNK]",): "it has pieces: one inside a word is written with ## before it",
-        },
-        "wisely": {
-            ("wise", "ly"): "a piece inside a word is written with ## before it",
-            ("wis",): "the pieces must cover the whole word",
-        },
-        "wiser": {("wise", "r"): "a piece inside a word is written with ## before it"},
-        "wisest": {
-            ("wise", "[UNK]"): "one gap makes the whole word [UNK]",
-            ("wise",): "the rest has no piece, and one gap makes the whole word [UNK]",
-        },
-        "zebra": {(): "no piece fits at the beginning: the word is [UNK]"},
-        "unwiz": {
-            ("un", "##w", "##i", "##z"): "##w, ##i and ##z are not in the vocabulary",
-            ("unwi",): "one gap makes the whole word [UNK]",
-            ("unwi", "[UNK]"): "one gap makes the whole word [UNK]",
-        },
-        "rise": {("##r", "##i", "##se"): "the first piece has no ##"},
-        "wwis": {
-            ("w", "##wis"): "##wis is not in the vocabulary: inside a word, look up the piece "
-            "together with its ##",
-        },
-        "sely": {("se", "##ly"): "se is not in the vocabulary: at the beginning, without ##"},
-    }
-    for word, mistakes in hints.items():
+    for word, mistakes in MISTAKES.items():
         expect_equal(
             answer(word, set(vocab)),
             own.split_word(word),
@@ -227,6 +245,14 @@ def _fewest(word: str, log_p: dict[str, float]) -> tuple[str, ...]:
 
 def _least(word: str, log_p: dict[str, float]) -> tuple[str, ...]:
     return tuple(viterbi(word, {p: -s for p, s in log_p.items()}, len(word)))
+
+
+def _log_sum(word: str, log_p: dict[str, float]) -> float:
+    before = [0.0] + [-math.inf] * len(word)
+    for end in range(1, len(word) + 1):
+        for begin, score in arcs_into(word, end, log_p, len(word)):
+            before[end] = log_add(before[end], before[begin] + score)
+    return before[-1]
 
 
 def _pieces_and_value(got: Any, word: str, log_p: dict[str, float]) -> tuple[Any, Any]:
@@ -280,6 +306,9 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
             hints={
                 math.exp(total): "this is the probability: return its logarithm",
                 total / len(right): "this is the mean: the logarithms are summed",
+                _log_sum(word, log_p): (
+                    "this is the logarithm of the sum over all segmentations: use the maximum"
+                ),
             },
         )
     passed("the best path, without listing all of them")

@@ -4,7 +4,8 @@ A piece that continues a word is written with "##" before it. Encoding needs the
 it takes the longest piece that fits, again and again. How the vocabulary is learned is another
 question. The `tokenizers` library learns it by BPE, on characters with "##", and so does this
 file, with equal ids. Schuster and Nakajima (2012) instead join the pair that raises the likelihood
-most, count(ab) / (count(a) count(b)): another rule, which gives another vocabulary.
+most. This is often written as the score count(ab) / (count(a) count(b)), which leaves out how many
+pairs there are: the gain is about count(ab) log(N score), for a text of N pieces (chapter 03).
 """
 
 from __future__ import annotations
