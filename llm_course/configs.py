@@ -219,6 +219,7 @@ class TrainConfig(_Config):
     accumulation: int = 1  # batches per update; the mean is over all their counted labels
     lr: float = 1e-3  # the highest learning rate, reached after the warm-up
     min_lr: float = 0.0  # where cosine and linear end
+    embedding_lr_scale: float = 1.0  # times the rate, for embeddings and a head tied to one
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 0.1  # on matrices only; not on biases, norms and embeddings
@@ -247,6 +248,7 @@ class TrainConfig(_Config):
         _check(self, "lr", 1e-12, 1e3)
         for name in ("min_lr", "weight_decay", "clip_norm"):
             _check(self, name, 0.0)
+        _check(self, "embedding_lr_scale", 0.0, 1e3)
         _check(self, "beta1", 0.0, 0.999999)
         _check(self, "beta2", 0.0, 0.999999)
         _check(self, "adam_eps", 1e-20, 1.0)

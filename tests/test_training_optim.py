@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from training_cases import ShuffledBatches, TinyConfig, TinyLM, lm_loss, reference_config
 
-from llm_course.configs import TrainConfig
+from llm_course.configs import GPTConfig, TrainConfig
 from llm_course.errors import ConfigError
+from llm_course.models.gpt import GPT
 from llm_course.training.loop import train
 from llm_course.training.optim import (
     clip_gradients,
     learning_rate,
     make_optimizer,
     parameter_groups,
+    set_learning_rate,
 )
 from llm_course.training.precision import choose_device, choose_precision
 
@@ -61,14 +63,43 @@ def test_one_update_without_warm_up_has_the_highest_rate() -> None:
 
 def test_only_matrices_decay() -> None:
     model = TinyLM()
-    decaying, rest = parameter_groups(model, 0.1)
-    assert (decaying["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    decaying, *rest = parameter_groups(model, 0.1)
+    assert [group["weight_decay"] for group in (decaying, *rest)] == [0.1, 0.0, 0.0]
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in decaying["params"]} == {
         f"layers.{i}.{w}.weight" for i in range(2) for w in ("w_qkv", "w_o", "w_1", "w_2")
     } | {"score_head.weight"}
-    everything = [*decaying["params"], *rest["params"]]
+    everything = [parameter for group in (decaying, *rest) for parameter in group["params"]]
     assert len(everything) == len({id(p) for p in everything}) == len(list(model.parameters()))
+
+
+def test_embeddings_and_a_tied_head_have_a_rate_of_their_own() -> None:
+    model = GPT(GPTConfig(vocab_size=11, n_layers=1, d_model=8, n_heads=2, n_positions=6))
+    optimizer = make_optimizer(model, TrainConfig(embedding_lr_scale=4.0))
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == (2.0 if "embedding" in name else 0.5), name
+    assert rates[id(model.lm_head.weight)] == 2.0
+    with pytest.raises(ConfigError, match=r"embedding_lr_scale must be .* got -1"):
+        TrainConfig(embedding_lr_scale=-1.0)
+
+
+def test_a_scaled_rate_moves_only_the_embeddings_further() -> None:
+    """The first update of AdamW is the rate in each number with a gradient."""
+    moved = {}
+    for scale in (1.0, 3.0):
+        torch.manual_seed(0)
+        model = TinyLM(TinyConfig(dropout=0.0)).double()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        config = reference_config(
+            max_steps=1, accumulation=1, warmup_steps=0, lr=1e-2, embedding_lr_scale=scale
+        )
+        list(train(model, ShuffledBatches(), lm_loss, config))
+        moved[scale] = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    for name, step in moved[1.0].items():
+        factor = 3.0 if "emb" in name else 1.0
+        torch.testing.assert_close(moved[3.0][name], factor * step, rtol=1e-9, atol=1e-14, msg=name)
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -47,10 +47,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and embeddings (and a head tied to one) do not.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, embedding_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Matrices, which decay; biases and norms; embeddings (and a head tied to one).
 
-    Decay pulls a rarely seen word's embedding to zero, and a gain towards 0 instead of 1.
+    Decay pulls a rarely seen word's embedding to zero, and a gain towards 0 instead of 1. The rate
+    of a group is its `lr_scale` times that of the step: a row of an embedding learns only where its
+    token occurs, so it bears longer steps than a matrix that every token uses.
     """
     embeddings = {
         id(parameter)
@@ -58,19 +62,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
         for parameter in module.parameters(recurse=False)
     }
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
     for parameter in trainable(model).values():
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        groups[0 if decays else 1].append(parameter)
-    decays_by = (weight_decay, 0.0)
-    return [
-        {"params": group, "weight_decay": decay} for group, decay in zip(groups, decays_by) if group
-    ]
+        is_table = id(parameter) in embeddings
+        (tables if is_table else matrices if parameter.ndim >= 2 else vectors).append(parameter)
+    groups = (
+        {"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": tables, "weight_decay": 0.0, "lr_scale": embedding_lr_scale},
+    )
+    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), one fused kernel where the device has it."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.embedding_lr_scale)
     if not groups:
         raise ConfigError("the model has no parameter to train: all have requires_grad=False")
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
@@ -84,8 +92,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group: `rate` times the group's `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(
