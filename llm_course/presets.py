@@ -35,12 +35,12 @@ GPT_PRESETS = {
         # Most words of Town are rare: a long memory of squared gradients gives them long steps,
         # and the table of embeddings has a higher rate than the matrices (chapter 13).
         train=TrainConfig(
-            max_steps=2800,
+            max_steps=2750,
             lr=4e-3,
             embedding_lr_scale=4.0,
             schedule="linear",
             warmup_steps=300,
-            beta2=0.999,
+            beta2=0.9995,
         ),
     ),
     "t4": GPTPreset(
