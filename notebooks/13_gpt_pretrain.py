@@ -51,9 +51,9 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## What the model will read
 #
-# Pretraining has three steps: prepare the corpus (G1), initialise the model (G2), and maximise
-# the probability of the corpus (G3). We begin with the corpus, and we read some of it. This step
-# is skipped more often than any other, and it finds more errors than any other.
+# Pretraining has three steps: prepare the corpus, initialise the model, and maximise
+# the probability of the corpus. (The course calls them G1, G2 and G3.) We begin with the corpus, and we read
+# some of it. This is easy to skip, and it finds errors.
 
 # %%
 stories = list(generate_documents(10_000, seed=0, split="train"))
@@ -63,7 +63,8 @@ for document in stories[:2]:
 
 # %% [markdown]
 # The stories are simple, and they are not nonsense. A person is introduced, and the pronoun fits
-# the name. A price or a colour is named early, and asked for late. To guess the late word, a
+# the name. The name comes back until the end of the story, and so do the things. In many stories a price or a
+# colour is named early and repeated late. To guess the late word, a
 # model has to look back over several sentences. We will see whether it does.
 #
 # The program that writes the stories knows the probability of each one. `log_prob` is that
@@ -85,7 +86,7 @@ assert not {d.text for d in stories} & {
 
 # %% [markdown]
 # The last line is not a formality. If training and validation share texts, the validation loss
-# measures memory.
+# partly measures what was learnt by heart.
 
 # %% [markdown]
 # ## G1: byte-pair encoding
@@ -110,13 +111,13 @@ assert (
 
 # %% [markdown]
 # The sign `Ġ` stands for a space: byte-pair encoding keeps the space in front of a word as part
-# of the piece, so that decoding gives the text back without guessing. Town's own words are single
-# pieces. A word that Town does not have is put together from smaller ones. Nothing is ever
+# of the piece, so that decoding gives the text back without guessing. The words that come often are single
+# pieces. A rare word of Town, or one that Town does not have, is put together from smaller pieces. Nothing is ever
 # unknown, since every text is made of bytes.
 #
 # A document is a row of ids between two special tokens, BOS and EOS. BOS gives the first word
 # something to be conditioned on. EOS lets the model say that a story is over. Without it a model
-# could not stop, and its probabilities would not sum to one.
+# could not stop, and the probabilities of all stories would not sum to one.
 
 
 # %%
@@ -141,7 +142,7 @@ print(f"floor: {floor_nats / n_tokens:.3f} nats a token")
 # Before we train anything large, we ask what the simplest method can do. An **n-gram model**
 # counts which word follows the last {math}`n - 1` words. [Chapter 12](12_gpt_objective.ipynb) had {math}`n = 2`. When it
 # meets a new combination it falls back to a shorter one; the method here is interpolated
-# Kneser–Ney smoothing, the best that was known before neural models.
+# Kneser–Ney smoothing, one of the best that were known before neural models.
 
 # %%
 ngram_words = [tokenize(document.text) for document in stories]
@@ -157,10 +158,11 @@ for order, ratio in ngram_ratio.items():
 assert min(ngram_ratio.values()) > 1  # nothing beats the floor
 
 # %% [markdown]
-# Every result is a multiple of the floor, and none is below 1. Longer memory helps, then it stops
-# helping: in a story of sixty words the last four words rarely say what the price was. More
+# Every result is a multiple of the floor, and none is below 1. Longer memory helps, but each further word
+# helps less: from the 4-gram to the 5-gram almost nothing is gained. In a story of sixty words the last four
+# rarely say what the price was. More
 # memory also means more combinations that were never seen. **This is the line that our model has
-# to beat.** A neural network that does not beat counting has not earned its electricity.
+# to beat.** A neural network that does not beat counting is not worth its cost.
 
 # %% [markdown]
 # ## G2: the model
@@ -203,7 +205,8 @@ assert abs(start - math.log(len(tokenizer))) < 0.2
 # We can break the circle, by a start in which every head already carries what it sees.
 # {cite:t}`trockman2023` found that in trained models of images {math}`W^V W^O` often looks
 # like a multiple of the identity, a negative one. Ours shall be positive: a copy. The method
-# `reset_to_copying` begins with such a product: {math}`W^O` is the transpose of {math}`W^V`.
+# `reset_to_copying` begins with such a product: {math}`W^O` is the transpose of {math}`W^V`. It also draws
+# the other weights with other sizes, and makes positions small beside words.
 
 
 # %%
@@ -230,9 +233,9 @@ assert abs(before) < 0.1 < 0.6 < carried(model)
 # %% [markdown]
 # How much is it worth? That needs two whole trainings, which were recorded (`llm-course record
 # --name gpt_start_cpu`). The model, the stories, their order and the settings are the same. Only
-# the first weights differ.
+# the first weights differ, and the two starts are compared as a whole.
 
-# %% mystnb={"image": {"alt": "Two falling curves of the training loss over 1,000 updates. Both fall alike for the first four hundred. Then the curve of the start that copies keeps falling below the curve of the paper's start, and the distance stays until the end."}}
+# %% mystnb={"image": {"alt": "Two falling curves of the training loss over 1,000 updates. At first the start that copies is a little higher. From about update 200 it is lower, and the distance grows to about a quarter of a nat at the end."}}
 recorded = load_result("gpt_start_cpu")
 starts = recorded["town"]
 names = {
@@ -265,9 +268,10 @@ for name, what in others.items():
     assert copying < recorded[name]["floor_ratio"] - 0.02
 
 # %% [markdown]
-# For a few hundred updates there is nothing to see: both models learn words. Then one of them
-# begins to repeat names, and the other does not yet. The numbers of Shakespeare are a warning. On his
-# plays, which repeat less, the start of the paper is a little better. So this is no rule for all
+# For two hundred updates the start that copies is not better. Then it moves ahead, and the distance grows until the
+# end. A likely reason is that it repeats names sooner; the loss alone does not show this. The numbers of
+# Shakespeare, with another model and other settings, are a warning: on his
+# plays the start of the paper is a little better. So this is no rule for all
 # texts. It is a tool for a text in which looking back is what matters. The last
 # two lines are about the next section.
 
@@ -275,9 +279,9 @@ for name, what in others.items():
 # ## G3: training
 #
 # One update goes like this. Take a batch of rows. Compute the logits of all positions at once.
-# Compute the loss {eq}`eq-gpt-loss`. Ask autograd for the gradient, limit its length, and let
+# Compute the loss {eq}`eq-gpt-loss`. Ask autograd for the gradient, make it shorter if it is too long (*clipping*), and let
 # AdamW move the weights a little. `train` is a generator: it yields a `Step` after every update,
-# and the notebook decides what to do with it. There are no callbacks.
+# and here we collect them in a list.
 #
 # The learning rate rises from zero during the first steps, because the first gradients of a
 # random network point in wild directions. Then it falls in a straight line to zero, because close to the
@@ -287,14 +291,13 @@ for name, what in others.items():
 # says how long it remembers that size: with 0.95, the custom of large models, for some twenty
 # updates, with 0.9995 for two thousand. Most words of Town are rare. A word that comes once in a
 # hundred updates has a gradient near zero in all the others, and its usual size is small. With the long
-# memory its step is then long, when at last the word comes. With the short one, the small gradients before
-# it are forgotten.
+# memory its step is then long, when at last the word comes. With the short one, the large gradient that has just come
+# makes up most of the average itself. The usual size then looks large, and the step is shorter.
 #
-# The other is `embedding_lr_scale`. Every token of a batch uses the matrices of a block, so they are
-# corrected thousands of times in each update. The row of a rare word in the embedding table is corrected
-# only when the word comes. It may take longer steps, and has to, if it shall arrive in the same time. Here the rate of the table is four
-# times that of the matrices. One rate for all is a compromise that is too high for the one and too
-# low for the other. The last two lines of the list above compare.
+# The other is `embedding_lr_scale`. Each of the 960 positions of a batch adds to the gradient of the matrices in a
+# block. The row of a rare word in the embedding table gets a strong gradient only when the word comes. So we let
+# the table take longer steps: its rate is four times that of the matrices. The last two lines of the list above
+# compare, with one run each. The short memory costs much, one rate for all weights costs a little.
 
 # %% tags=["covers-G3"]
 STEPS = 1400
@@ -326,12 +329,12 @@ print("better than every n-gram that read the same stories")
 # :class: see
 # On a CPU with the seed above, the ratio is at most 1.3: much better than counting, and not
 # yet perfect, after little more than one minute on one core. (A processor without bf16 arithmetic needs about twice the
-# time.) If it is larger, the training has failed. If it is
-# below 1.0, there is a bug in the measurement, for example a story that is in both sets, or an
+# time.) If it is much larger, look for the update in which the
+# loss stopped falling. If it is below 1.0, there is a bug in the measurement, for example a story that is in both sets, or an
 # EOS that is not counted. The section *Longer training* shows how far it can go.
 # ```
 
-# %% mystnb={"image": {"alt": "Training loss in nats per token over the steps. It starts near nine, drops quickly below the dashed lines of the n-gram models, and ends between these lines and the line of the floor."}}
+# %% mystnb={"image": {"alt": "Training loss in nats per token over the updates. It starts near nine, passes the line of the 1-gram after about 50 updates and that of the 4-gram before 400, and ends a little above the line of the floor."}}
 per_token = floor_nats / n_tokens
 figure = plot_losses(
     steps,
@@ -342,15 +345,15 @@ figure = plot_losses(
 plt.show()
 
 # %% [markdown]
-# The curve has three parts. In the first dozen steps the model learns how frequent each token is:
-# that is the unigram line. Then it learns which words go together, and passes the lines of the
-# longer n-grams one after the other. The rest of the training goes into what counting cannot do:
-# keeping the name, the price and the colour in mind over many words.
+# The curve has three parts. In the first fifty updates the model learns how frequent each token is:
+# that is the line of the 1-gram. Then it learns which words go together, and before update 400 it has passed the
+# lines of the longer n-grams one after the other. The remaining thousand updates bring it near the floor,
+# where none of the counting models came. (It begins above {math}`\log V` because this start has larger weights.)
 
 # %% [markdown]
 # ## Which words are still hard?
 #
-# An average hides the interesting part. Here is one held-out story, word by word. The height of a
+# An average hides the interesting part. Here is one held-out story, token by token. The height of a
 # bar is how surprised the model was, in nats.
 
 # %%
@@ -364,7 +367,7 @@ assert (
     abs(surprise.sum().item() - total.item()) < 1e-2
 )  # the bars add up to the loss
 
-# %% mystnb={"image": {"alt": "Bar chart of one story with a bar for each of its tokens. Function words and the ends of sentences have bars near zero. Names, things and prices have high bars."}}
+# %% mystnb={"image": {"alt": "Bar chart of one story with a bar for each of its tokens. Function words and the ends of sentences have bars near zero. New names and words such as pink, farm and damaged have high bars; the later mentions of Marton, pink and ring have none."}}
 pieces = [tokenizer.token(i).replace("Ġ", "") for i in sample[1:]]
 shown = min(len(pieces), 60)
 figure, axes = plt.subplots(figsize=(9, 3.2))
@@ -377,13 +380,12 @@ plt.show()
 # %% [markdown]
 # The first mention of a name, a thing or a price is expensive, and must be: the program drew it
 # at random, and nobody could know. Now look at the later mentions. A model that has learnt to
-# look back pays almost nothing for them. In this story ours is there for the hero, who is
-# named again and again, and for the thing and its colour. When the second person comes back it still
-# pays some nats. Looking back is learnt late, and the training has not ended it.
+# look back pays almost nothing for them. In this story ours pays nothing for the later mentions of
+# the hero Marton, of *pink* and of *ring*. When the second person comes back it still pays some nats. Looking back is learnt late, and the training has not ended it.
 #
-# We can look at the copying itself. For each head of each layer, we measure how much attention
-# the last positions pay to the first mention of a word that is repeated. The measure picks the
-# head; nobody chose it by hand.
+# We can look at the copying itself. For each head we take every position whose next word was seen more than six
+# tokens ago. We measure how much attention it pays to the first mention of that word, or to the token just
+# before. The measure picks the head; nobody chose it by hand.
 
 # %%
 maps = attention_maps(model, row)
@@ -417,7 +419,7 @@ print(
     "than a head that looks everywhere"
 )
 
-# %% mystnb={"image": {"alt": "Heat map of one attention head over the first tokens of the story. Only the lower triangle is filled. Bright squares away from the diagonal mark places where a later word looks back at an earlier mention."}}
+# %% mystnb={"image": {"alt": "Heat map of one attention head over the first 48 tokens of the story. Only the lower triangle is filled. Some rows have a bright square far from the diagonal; the row before the second pink has it at the first pink."}}
 size = min(len(ids), 48)
 tokens = [tokenizer.token(i).replace("Ġ", "") for i in ids[:size]]
 figure, axes = plt.subplots(figsize=(7, 6.4))
@@ -433,8 +435,9 @@ plt.show()
 
 # %% [markdown]
 # Each row is one position, and its bright squares are where it looks. The lower left triangle is
-# all there is: the mask forbids the rest. Squares far from the diagonal are memory. No n-gram
-# model has anything like it.
+# all there is: the mask forbids the rest. Find the row of the *the* before the second *pink*: it looks at the first
+# *pink*. A row looks for the word that comes **next**. Other bright squares have no such simple meaning, and after
+# another training the squares may differ. No n-gram model can look so far back.
 
 # %% [markdown]
 # ## Does it write stories?
@@ -478,8 +481,8 @@ assert verdicts[0.7]["true"] <= verdicts[0.7]["stories"] <= 1.0
 # words are words, and then somebody appears who was never introduced, or a woman has something in *his* hand. A sentence is judged by
 # itself. A whole story is right only when all its sentences are, and when they fit together. Facts
 # are the hardest: a model can write good sentences about a kettle that was red in the first line
-# and is blue in the last. In larger models the same weakness is called *hallucination*. Here it can
-# be counted.
+# and is blue in the last. Large models have a related weakness, a text that is fluent and false. It
+# is called *hallucination*. Here it can be counted.
 
 # %% [markdown]
 # ## Longer training
@@ -511,10 +514,10 @@ assert (
 )
 
 # %% [markdown]
-# A lower temperature writes more correct sentences, because it draws fewer improbable words. It helps
-# the facts less: of the whole stories at temperature 0.7, about one in four is true to itself. Which
-# colour the kettle has is written in the story; the model has to look there, and it still looks in
-# the wrong place too often.
+# A lower temperature writes more correct sentences, because it draws fewer improbable words. True
+# stories become more frequent too, but mostly because more stories are whole: among the whole stories the share that is true
+# rises only from 18 % to 25 %. Three of four still contradict themselves. Which
+# colour the kettle has is written in the story, and the model would have to look there.
 #
 # ## The same command on a real file
 #
@@ -540,8 +543,8 @@ for run in load_result("gpt_shakespeare_cpu")["runs"]:
     )
 
 # %% [markdown]
-# The model of pieces reads about twice as many characters with each token, so it sees more of the
-# text in the same time. This is why a lab begins with a tokenizer.
+# The model of pieces reads about twice as many characters with each token. So it sees more of the
+# text in the same time, and its 64 positions reach further back. These runs do not separate the two causes.
 
 # %% [markdown]
 # ## On a large GPU
@@ -576,7 +579,7 @@ figure.axes[0].set_ylim(0.9, 2.4)
 plt.show()
 
 # %% [markdown]
-# The best model was there after 1,750 updates, in less than a minute. Then the training loss goes on
+# The held-out loss was lowest after 1,750 updates, in less than a minute. Then the training loss goes on
 # falling and the held-out loss rises. The file has a million characters and the model ten million
 # parameters. After 1,750 updates it has read each character nearly thirty times, and it begins to
 # know the plays by heart. So keep the weights of the best evaluation and stop soon after it: this is
@@ -585,7 +588,7 @@ plt.show()
 #
 # The second run is one update of GPT-2 with 124 million parameters, on 32 rows of 1,024 tokens, by
 # our code and by the library `transformers` (`llm-course record --name gpt2_step`). The last column
-# is the share of the device's arithmetic that the update makes use of.
+# is the share of the 989 TFLOP/s of the data sheet that the update makes use of.
 
 # %%
 update = load_result("gpt2_step")
@@ -615,7 +618,8 @@ assert rates["ours_compiled"] > max(rates["ours"], rates["hf_compiled"])
 # :label: ex-13-floor
 # *10 minutes, easy.* Write `floor_ratio(losses, counts, log_probs)`. `losses` are mean losses in
 # nats per token, one for each document, `counts` the numbers of counted tokens, and `log_probs`
-# the documents' log-probabilities under the program that wrote them. Which sum goes over which?
+# the documents' log-probabilities under the program that wrote them. Return the model's nats of all documents,
+# divided by the floor's nats of all documents.
 # ```
 
 # %% [markdown]
@@ -635,8 +639,8 @@ def floor_ratio(
 
 
 # %% [markdown]
-# Long documents count more than short ones, in both sums. A mean of ratios would let one short
-# story outweigh a long one.
+# Long documents count more than short ones, in both sums. A mean of ratios would give a short
+# story the same weight as a long one.
 #
 # ```{solution-end}
 # ```
@@ -649,7 +653,8 @@ ch13.check_floor_ratio(floor_ratio)
 # :label: ex-13-merge
 # *15 minutes, medium.* Write the heart of byte-pair encoding: `most_frequent_pair(words)` gets a
 # dictionary from words, as tuples of pieces, to their counts. It returns the pair of neighbours
-# that occurs most often in the text. A word that occurs 7 times brings its pairs 7 times. When
+# that occurs most often in the text, as a tuple. A word that occurs 7 times brings its pairs 7 times, and
+# `("a", "a", "a")` has the pair `("a", "a")` twice. When
 # two pairs are equally frequent, return the smaller one in the order of tuples.
 # ```
 
@@ -681,8 +686,10 @@ ch13.check_most_frequent_pair(most_frequent_pair)
 # ```{exercise} The learning rate
 # :label: ex-13-lr
 # *10 minutes, easy.* Write `learning_rate(step, max_steps, warmup_steps, lr, min_lr)`: linear
-# from 0 to `lr` over the first `warmup_steps` updates, then half a cosine down to `min_lr` at
-# `max_steps`. Steps count from 1: after the last step of the warm-up the rate is `lr` exactly.
+# from 0 to `lr` over the first `warmup_steps` updates, then down to `min_lr` at
+# `max_steps`. Many large models use a cosine there in place of our straight line: with {math}`d` from 0 to 1 after the
+# warm-up, the rate is `min_lr + (lr - min_lr) * (1 + cos(pi * d)) / 2`. Steps count from 1: in the last step of
+# the warm-up the rate is `lr` exactly.
 # ```
 
 # %% [markdown]
@@ -713,10 +720,10 @@ ch13.check_learning_rate(learning_rate)
 # %% [markdown]
 # ```{exercise} Whose story is it?
 # :label: ex-13-split
-# *10 minutes, easy.* A colleague splits a corpus by taking every tenth *sentence* as validation
-# data. Write `shared_share(train, validation)`: the share of validation documents whose text also
-# occurs in the training documents. White space at the ends and upper or lower case must not hide
-# a copy.
+# *10 minutes, easy.* Training and validation must not share texts. Write `shared_share(train, validation)`: the share of
+# validation documents that are equal to some training document. White space at the ends and upper or lower case must not hide
+# a copy, in neither of the two lists. Then think: a colleague takes every tenth *sentence* of a corpus as validation data, and this share
+# is 0. Is the split good?
 # ```
 
 # %% [markdown]
@@ -736,8 +743,8 @@ def shared_share(train: list[str], validation: list[str]) -> float:
 
 
 # %% [markdown]
-# Split by document, never by sentence. Sentences of one story share its names and prices, so a
-# model that has read nine of ten sentences knows the tenth half by heart.
+# The split is bad. Split by document, never by sentence. Sentences of one story share its names and prices, so a
+# model that has read nine of ten sentences can already guess much of the tenth. No sentence needs to be equal for that.
 #
 # ```{solution-end}
 # ```
@@ -748,7 +755,7 @@ ch13.check_shared_share(shared_share)
 # %% [markdown]
 # ## What to keep
 #
-# Read the corpus first. Count before you train, because a baseline that costs ten seconds may be
+# Read the corpus first. Count before you train, because a cheap baseline may be
 # hard to beat. Report a loss beside what others reach and beside what is possible. A falling
-# curve is not a result; a held-out ratio with its band is. And let something other than the loss
+# curve is not a result; a held-out ratio is, with the range to expect. And let something other than the loss
 # judge what the model writes.

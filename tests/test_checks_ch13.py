@@ -53,6 +53,29 @@ def shared(train: list[str], validation: list[str]) -> float:
     return sum(text.strip().lower() in seen for text in validation) / len(validation)
 
 
+def quarter(step: int, total: int, warmup: int, lr: float, low: float) -> float:
+    done = (step - warmup) / (total - warmup)
+    return lr * step / warmup if done <= 0 else low + (lr - low) * math.cos(math.pi / 2 * done)
+
+
+def one_late(step: int, total: int, warmup: int, lr: float, low: float) -> float:
+    return rate(step if step <= warmup else step - 1, total, warmup, lr, low)
+
+
+def once_in_a_row(words: dict[tuple[str, ...], int]) -> tuple[str, str]:
+    """Counts places of a pair that do not overlap."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for pieces, number in words.items():
+        last = None
+        for pair in itertools.pairwise(pieces):
+            if pair == last:
+                last = None
+            else:
+                counts[pair] += number
+                last = pair
+    return min(counts, key=lambda pair: (-counts[pair], pair))
+
+
 RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
     (ch13.check_floor_ratio, ratio),
     (ch13.check_most_frequent_pair, merge),
@@ -66,10 +89,24 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch13.check_floor_ratio, lambda a, b, c: sum(a) / -sum(c), "number of tokens"),
     (ch13.check_most_frequent_pair, lambda w: merge(w, weighted=False), "counts"),
     (ch13.check_most_frequent_pair, lambda w: merge(w, ties=-1), "smaller"),
+    (ch13.check_most_frequent_pair, lambda w: list(merge(w)), "as a tuple"),
+    (ch13.check_most_frequent_pair, once_in_a_row, "overlapping"),
+    (ch13.check_learning_rate, quarter, "quarter of the wave"),
+    (ch13.check_learning_rate, one_late, "one step late"),
     (ch13.check_learning_rate, lambda s, *a: rate(s - 1, *a), "count from 1"),
     (ch13.check_learning_rate, linear, "cosine"),
     (ch13.check_learning_rate, lambda s, t, w, lr, low: lr, "does not change"),
     (ch13.check_shared_share, lambda a, b: sum(x in a for x in b) / len(b), "strip"),
+    (
+        ch13.check_shared_share,
+        lambda a, b: sum(x.lower() in {y.strip().lower() for y in a} for x in b) / len(b),
+        "strip white space",
+    ),
+    (
+        ch13.check_shared_share,
+        lambda a, b: sum(any(x.strip().lower() in y.lower() for y in a) for x in b) / len(b),
+        "compare whole documents",
+    ),
     (ch13.check_shared_share, lambda a, b: shared(a, b) * len(b), "share is between"),
 ]
 

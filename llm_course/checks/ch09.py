@@ -250,17 +250,13 @@ def _broken(z: Tensor, y: Tensor) -> Tensor:
     return (mean * (y != -100)).sum() / (y != -100).sum()
 
 
-def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> None:
-    """Finds each mask that does nothing, and accuses no honest loss."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
-    labels = torch.full((3, 6), -100)
-    labels[0, 2], labels[1, 0], labels[2, 5] = 3, 0, 7
+def _losses_to_judge() -> list[tuple[Loss, bool, str]]:
+    """Losses, whether they teach at a position of -100, and what they are."""
 
     def leaks(row: int, place: int, size: float) -> Loss:
         return lambda z, y: _honest(z, y) + size * z[row, place].square().sum()
 
-    cases: list[tuple[Loss, bool, str]] = [
+    return [
         (_honest, False, "an honest loss"),
         (lambda z, y: _honest(z, y) * 1e-3, False, "an honest loss with small gradients"),
         (_broken, True, "a mean over all positions, multiplied by the mask"),
@@ -277,7 +273,16 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
         ),
         (_honest, False, "the honest loss again: gradients add up, so take a fresh copy each time"),
     ]
-    for loss_of, expected, what in cases:
+
+
+def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> None:
+    """Finds each mask that does nothing, and accuses no honest loss."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
+    labels = torch.full((3, 6), -100)
+    labels[0, 2], labels[1, 0], labels[2, 5] = 3, 0, 7
+
+    for loss_of, expected, what in _losses_to_judge():
         got = answer(loss_of, logits, labels)
         if not isinstance(got, bool):
             raise CheckFailed(

@@ -53,6 +53,11 @@ def check_most_frequent_pair(answer: Callable[[dict[tuple[str, ...], int]], Any]
             ("a", "b"),
             "a pair can occur twice in one word: count both places",
         ),
+        (
+            {("a", "a", "a"): 2, ("b", "c"): 3},
+            ("a", "a"),
+            "in a a a the pair a, a occurs twice: count overlapping places too",
+        ),
         ({("t", "h", "e"): 9, ("th", "e"): 10}, ("th", "e"), "pieces may be longer than a letter"),
         ({("x", "y"): 1, ("z",): 50}, ("x", "y"), "a word of one piece has no pair"),
         (
@@ -63,6 +68,8 @@ def check_most_frequent_pair(answer: Callable[[dict[tuple[str, ...], int]], Any]
     ]
     for words, expected, advice in cases:
         got = answer(dict(words))
+        if isinstance(got, list):
+            raise CheckFailed(f"return the pair as a tuple, got the list {got!r}")
         if got != expected:
             raise CheckFailed(f"for {words} expected {expected}, got {got!r}: {advice}")
     passed("the next merge")
@@ -78,6 +85,8 @@ def check_learning_rate(answer: Callable[[int, int, int, float, float], float]) 
     for step in (1, 10, 20, 21, 60, 99, 100):
         right = lr * step / warmup if step <= warmup else cosine((step - warmup) / 80)
         linear = lr + (low - lr) * (step - warmup) / 80
+        quarter = low + (lr - low) * math.cos(math.pi / 2 * (step - warmup) / 80)
+        constant = {lr: "the rate does not change here: warm up, then fall"}
         expect_close(
             answer(step, max_steps, warmup, lr, low),
             right,
@@ -92,7 +101,11 @@ def check_learning_rate(answer: Callable[[int, int, int, float, float], float]) 
                 lr * (1 + math.cos(math.pi * (step - warmup) / 80)) / 2: (
                     "ends at min_lr, not at 0"
                 ),
-                lr: ("the rate does not change here: warm up, then fall"),
+                quarter: "this is a quarter of the wave: use (1 + cos(pi * d)) / 2",
+                cosine((step - warmup - 1) / 80): (
+                    "one step late: after the last step of the warm-up the rate falls at once"
+                ),
+                **(constant if step != warmup + 1 else {}),
             },
         )
     passed("up in a line, down along a cosine")
@@ -101,7 +114,7 @@ def check_learning_rate(answer: Callable[[int, int, int, float, float], float]) 
 def check_shared_share(answer: Callable[[list[str], list[str]], float]) -> None:
     """Copies between the two parts of a split."""
     train = ["Mara lost a key.", " It rained all day. ", "The baker sang."]
-    validation = ["mara lost a key.", "It rained all day.", "Nobody came.", "Nobody came."]
+    validation = ["mara lost a key.", "It rained all day. \n", "Nobody came.", "Nobody came."]
     expect_close(
         answer(train, validation),
         0.5,
@@ -114,4 +127,10 @@ def check_shared_share(answer: Callable[[list[str], list[str]], float]) -> None:
         },
     )
     expect_close(answer(["a"], ["b"]), 0.0, name="shared_share of different texts")
+    expect_close(
+        answer(["The baker sang all day."], ["baker sang"]),
+        0.0,
+        name="shared_share of a text and a part of it",
+        hints={1.0: "a part of a document is no copy of it: compare whole documents"},
+    )
     passed("copies are found")

@@ -71,6 +71,8 @@ class _Pretrain:
     """The highest learning rate."""
     min_lr: float | None = None
     """Where the cosine and linear schedules end."""
+    embedding_lr_scale: float | None = None
+    """The rate of the embeddings, in multiples of the learning rate."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] | None = None
     """How the learning rate falls after the warm-up."""
     warmup_steps: int | None = None
