@@ -61,7 +61,7 @@ lint: .venv/dev.stamp  ## ruff, types, room order, spelling, workflows
 
 unit: .venv/dev.stamp  ## the tests of the package, the tools and the pages
 	pytest -n 2 --dist worksteal -m "not compile and not unchecked and not browser"
-	pytest -m "compile or unchecked" --no-shape-checks
+	pytest -n 2 --dist worksteal -m "compile or unchecked" --no-shape-checks
 
 nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored outputs
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval \
