@@ -104,8 +104,8 @@ TASKS = {
 def finetune_real_cpu(place: Place) -> dict[str, Any]:
     """Five ways with the course's own checkpoint: the fifth is a baseline without a network."""
     own, checkpoint = _own_checkpoint()
-    ways = ("probe", "last block", "everything", "from scratch")
-    result = _all_runs(place, checkpoint, ways)
+    trained = ("probe", "last block", "everything", "from scratch")
+    result = _all_runs(place, checkpoint, trained)
     for name, plan in TASKS.items():
         data = _read(place, name, plan)
         ways = result["tasks"][name]["ways"]

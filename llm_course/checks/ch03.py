@@ -248,6 +248,7 @@ def _least(word: str, log_p: dict[str, float]) -> tuple[str, ...]:
 
 
 def _log_sum(word: str, log_p: dict[str, float]) -> float:
+    """The logarithm of the sum over all segmentations, which is not what is asked for."""
     before = [0.0] + [-math.inf] * len(word)
     for end in range(1, len(word) + 1):
         for begin, score in arcs_into(word, end, log_p, len(word)):

@@ -75,12 +75,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for begin in range(0, len(states), rows):
                 h, y = states[begin : begin + rows], labels[begin : begin + rows]
                 product = torch.mm(h, matrix.mT, out=narrow[: len(h)])
-                logits = buffer[: len(h)].copy_(product)
+                logits = product if dtype == wide else buffer[: len(h)].copy_(product)
                 if bias is not None:
                     logits += bias
                 loss, gradient = _loss_and_gradient(logits, y)
                 total += loss
-                product.copy_(gradient)
+                product = gradient if dtype == wide else product.copy_(gradient)
                 counted = (y != IGNORE)[:, None]
                 if grad_hidden is not None:
                     grad_hidden[begin : begin + rows] = (product @ matrix) * counted
@@ -110,7 +110,8 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     ignored = labels == IGNORE
     target = labels.masked_fill(ignored, 0)[:, None]
     highest, wanted = logits.amax(-1), logits.gather(-1, target)[:, 0]
-    gradient = torch.softmax(logits, -1, out=logits)
+    # In place on a CPU only: of PyTorch's GPU kernels this is not known.
+    gradient = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
     # log p of the likeliest token never underflows, and that of the label follows from it.
     normalizer = highest - gradient.amax(-1).log()
     loss = (normalizer - wanted).masked_fill(ignored, 0.0).sum()

@@ -8,7 +8,7 @@ import functools
 # Names and numbers of malloc.h in the GNU C library.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP = 2**30  # bytes
-LARGEST_BEFORE_GLIBC_2_35 = 2**25
+LARGEST_IN_OLDER_VERSIONS = 2**25
 
 
 @functools.cache
@@ -27,5 +27,5 @@ def keep_freed_memory() -> bool:
         mallopt = library.mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    mapped = mallopt(M_MMAP_THRESHOLD, KEEP) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE_GLIBC_2_35)
+    mapped = mallopt(M_MMAP_THRESHOLD, KEEP) or mallopt(M_MMAP_THRESHOLD, LARGEST_IN_OLDER_VERSIONS)
     return bool(mapped and mallopt(M_TRIM_THRESHOLD, KEEP))
