@@ -219,11 +219,12 @@ class TrainConfig(_Config):
     accumulation: int = 1  # batches per update; the mean is over all their counted labels
     lr: float = 1e-3  # the highest learning rate, reached after the warm-up
     min_lr: float = 0.0  # where cosine and linear end
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks
     embedding_lr_scale: float = 1.0  # times the rate, for embeddings and a head tied to one
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 0.1  # on matrices only; not on biases, norms and embeddings
-    beta1: float = 0.9
+    beta1: float = 0.9  # and the momentum of Muon
     beta2: float = 0.95
     adam_eps: float = 1e-8
     clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
@@ -260,9 +261,12 @@ class TrainConfig(_Config):
         if self.min_lr > self.lr:
             raise ConfigError(f"min_lr must be at most lr = {self.lr}, got {self.min_lr}")
         _check_choice(self, "schedule", SCHEDULES)
+        _check_choice(self, "optimizer", ("adamw", "muon"))
         _check_choice(self, "precision", PRECISIONS)
         _check_choice(self, "non_finite", ("stop", "skip"))
         _check_choice(self, "parallel", ("ddp", "fsdp"))
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ConfigError("optimizer = 'muon' needs whole matrices: use parallel = 'ddp'")
         if self.patience and not self.eval_every:
             raise ConfigError(f"patience = {self.patience} needs eval_every of at least 1, got 0")
 

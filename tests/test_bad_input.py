@@ -258,6 +258,7 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
     ("long warm-up", lambda t: TrainConfig(max_steps=5), ConfigError, "max_steps = 5.*100"),
     ("accumulation of 0", lambda t: TrainConfig(accumulation=0), ConfigError, "accumulation.*0"),
     ("unknown schedule", lambda t: TrainConfig(schedule="step"), ConfigError, "cosine.*step"),
+    ("unknown optimizer", lambda t: TrainConfig(optimizer="sgd"), ConfigError, "adamw, muon.*sgd"),
     ("files without names", lambda t: DataConfig(data="files"), ConfigError, "data_files"),
     ("batch of 0", lambda t: DataConfig(batch_size=0), ConfigError, "batch_size.*0"),
     ("seed too large", lambda t: TrainConfig(seed=2**40), ConfigError, "4294967295.*1099511627776"),

@@ -1,4 +1,4 @@
-"""Schedules, decay groups, AdamW, clipping and the choice of the precision."""
+"""Schedules, decay groups, AdamW, Muon, clipping and the choice of the precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_course.training.loop import train
 from llm_course.training.optim import (
     clip_gradients,
     learning_rate,
-    make_optimizer,
+    make_optimizers,
     parameter_groups,
     set_learning_rate,
 )
@@ -75,7 +75,7 @@ def test_only_matrices_decay() -> None:
 
 def test_embeddings_and_a_tied_head_have_a_rate_of_their_own() -> None:
     model = GPT(GPTConfig(vocab_size=11, n_layers=1, d_model=8, n_heads=2, n_positions=6))
-    optimizer = make_optimizer(model, TrainConfig(embedding_lr_scale=4.0))
+    (optimizer,) = make_optimizers(model, TrainConfig(embedding_lr_scale=4.0))
     set_learning_rate(optimizer, 0.5)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -106,11 +106,11 @@ def test_frozen_parameters_are_left_out() -> None:
     model = TinyLM()
     for parameter in model.layers.parameters():
         parameter.requires_grad_(False)
-    optimizer = make_optimizer(model, TrainConfig())
+    (optimizer,) = make_optimizers(model, TrainConfig())
     assert sum(len(g["params"]) for g in optimizer.param_groups) == 5
     model.requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter to train"):
-        make_optimizer(model, TrainConfig())
+        make_optimizers(model, TrainConfig())
 
 
 def test_one_update_is_adamw_by_hand() -> None:
@@ -136,6 +136,78 @@ def test_one_update_is_adamw_by_hand() -> None:
         decay = 0.3 if name.endswith("weight") and "norm" not in name and "emb" not in name else 0.0
         expected = old * (1 - 1e-2 * decay) - 1e-2 * first / (second.sqrt() + config.adam_eps)
         torch.testing.assert_close(new, expected, rtol=1e-10, atol=1e-13, msg=name)
+
+
+HIDDEN = {f"layers.{i}.{w}.weight" for i in range(2) for w in ("w_qkv", "w_o", "w_1", "w_2")}
+
+
+def moved_by(optimizer: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights before one update, and after it."""
+    model = TinyLM(TinyConfig(dropout=0.0)).double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = reference_config(
+        max_steps=1, accumulation=1, warmup_steps=0, lr=1e-2, optimizer=optimizer, weight_decay=0.3
+    )
+    list(train(model, ShuffledBatches(), lm_loss, config))
+    return before, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_one_update_of_muon_has_singular_values_near_one() -> None:
+    """The gradient's own directions (Jordan et al. 2024), and Liu et al. 2025, eq. (4), in size."""
+    model = TinyLM(TinyConfig(dropout=0.0)).double()
+    total, count = lm_loss(model, next(iter(ShuffledBatches())))["lm"]
+    (total / count).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if name in HIDDEN}
+    spread = {}
+    for optimizer in ("muon", "adamw"):
+        before, after = moved_by(optimizer)
+        for name, gradient in gradients.items():
+            assert gradient is not None
+            size = 1e-2 * 0.2 * max(gradient.shape) ** 0.5
+            step = (before[name] * (1 - 1e-2 * 0.3) - after[name]) / size
+            u, s, v = torch.linalg.svd(gradient, full_matrices=False)
+            large = s > s[0] / 20  # smaller ones are not yet near 1 after five iterations
+            turned = (u.mT @ step @ v.mT)[large][:, large]
+            lengths = turned.diagonal()
+            off = (turned - lengths.diag()).abs().max().item()
+            spread[optimizer, name] = max((lengths - 0.95).abs().max().item() / 0.35, off / 0.05)
+    assert max(spread["muon", name] for name in HIDDEN) < 1
+    assert min(spread["adamw", name] for name in HIDDEN) > 1
+
+
+def test_what_muon_leaves_is_trained_by_adamw() -> None:
+    before, by_muon = moved_by("muon")
+    _, by_adamw = moved_by("adamw")
+    for name in before:
+        assert torch.equal(by_muon[name], by_adamw[name]) == (name not in HIDDEN), name
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
+    config = GPTConfig(vocab_size=11, n_layers=1, d_model=8, n_heads=2, n_positions=6, tied=False)
+    model = GPT(config)
+    muon, adamw = make_optimizers(model, TrainConfig(optimizer="muon", beta1=0.8))
+    names = {id(p): name for name, p in model.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert taken == {n for n, p in model.named_parameters() if "decoder" in n and p.ndim == 2}
+    left = [names[id(p)] for group in adamw.param_groups for p in group["params"]]
+    assert sorted(left) == sorted(set(names.values()) - taken)
+    assert muon.param_groups[0]["momentum"] == 0.8
+    for parameter in model.parameters():
+        parameter.requires_grad_(names[id(parameter)] in taken)
+    assert [type(each) for each in make_optimizers(model, TrainConfig(optimizer="muon"))] == [
+        torch.optim.Muon
+    ]
+
+
+def test_where_muon_cannot_work_is_said() -> None:
+    with pytest.raises(ConfigError, match="got Linear with 0 blocks"):
+        make_optimizers(nn.Linear(3, 3), TrainConfig(optimizer="muon"))
+    model = TinyLM()
+    model.layers.requires_grad_(False)
+    with pytest.raises(ConfigError, match="got TinyLM with 2 blocks; use 'adamw'"):
+        make_optimizers(model, TrainConfig(optimizer="muon"))
+    with pytest.raises(ConfigError, match="needs whole matrices"):
+        TrainConfig(optimizer="muon", parallel="fsdp")
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1, 1e9])

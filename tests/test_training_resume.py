@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -62,6 +63,22 @@ def test_the_log_has_each_step_once_after_a_break(tmp_path: Path) -> None:
     list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path, resume=True))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
+
+
+def test_a_run_with_muon_is_resumed_bit_identical(tmp_path: Path) -> None:
+    config = reference_config(max_steps=12, save_every=6, optimizer="muon")
+    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "whole"))
+    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "broken")
+    for _ in range(8):
+        next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "broken", resume=True))
+    assert digest(tmp_path / "broken") == digest(tmp_path / "whole")
+    other = dataclasses.replace(config, optimizer="adamw")
+    with pytest.raises(CheckpointError, match="optimizer was 'muon' and is 'adamw'"):
+        list(
+            train(TinyLM(), ShuffledBatches(), lm_loss, other, out=tmp_path / "whole", resume=True)
+        )
 
 
 def test_the_loss_scale_of_fp16_is_resumed(tmp_path: Path) -> None:

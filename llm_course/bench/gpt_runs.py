@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,14 +39,29 @@ def gpt_town(place: Place) -> dict[str, Any]:
 
 def gpt_town_cpu(place: Place) -> dict[str, Any]:
     """GPT on Town by the cpu preset, on as many threads as torch uses."""
+    return _town_on_cpu(place, 1, place.out)
+
+
+def gpt_town_longer_cpu(place: Place) -> dict[str, Any]:
+    """The cpu preset with twice and four times the updates, every story read once."""
+    runs = []
+    for times in (2, 4):
+        longer = partial(_town_on_cpu, place, times, None)
+        runs.append({"times": times} | part_of(place, f"times-{times}", longer))
+        say(f"{times} times the updates: {runs[-1]['floor_ratio']:.3f} times the floor")
+    return {"seed": gpt_preset("cpu").train.seed, "runs": runs}
+
+
+def _town_on_cpu(place: Place, times: int, out: Path | None) -> dict[str, Any]:
     preset = gpt_preset("cpu")
-    model, data, training = preset.model, preset.data, preset.train
+    model = preset.model
+    data = dataclasses.replace(preset.data, documents=times * preset.data.documents)
+    training = dataclasses.replace(preset.train, max_steps=times * preset.train.max_steps)
     if place.tiny:
         model, data, training = _tiny(model, data, training)
-    training = dataclasses.replace(
-        training, device="cpu", save_every=max(1, training.max_steps // 4)
-    )
-    run = prepare_gpt(model, data, training, out=place.out)
+    every = max(1, training.max_steps // 4) if out is not None else 0
+    training = dataclasses.replace(training, device="cpu", save_every=every)
+    run = prepare_gpt(model, data, training, out=out)
     result = run_training(run)
     return result | {"samples": judged_samples(run, 20 if place.tiny else 500)}
 
@@ -53,8 +69,8 @@ def gpt_town_cpu(place: Place) -> dict[str, Any]:
 def gpt_start_cpu(place: Place) -> dict[str, Any]:
     """Start weights of the paper, and heads that copy, on Town and on tinyshakespeare.
 
-    On Town also once with a short memory of squared gradients, the usual one of large models, and
-    once with one rate for all weights: 0.007, the best of those that were tried.
+    On Town also once with a short memory of squared gradients, the usual one of large models, once
+    with one rate for all weights, and once by AdamW alone, with the best rates that were tried.
     """
     preset = gpt_preset("cpu")
     training = dataclasses.replace(preset.train, max_steps=1000, device="cpu")
@@ -68,7 +84,10 @@ def gpt_start_cpu(place: Place) -> dict[str, Any]:
             starts[name][start] = part_of(place, f"{name}-{start}", trained)
     other = {
         "town_short_memory": dataclasses.replace(training, beta2=0.95),
-        "town_one_rate": dataclasses.replace(training, lr=7e-3, embedding_lr_scale=1.0),
+        "town_one_rate": dataclasses.replace(training, embedding_lr_scale=1.0),
+        "town_adamw": dataclasses.replace(
+            training, optimizer="adamw", lr=4e-3, embedding_lr_scale=4.0, weight_decay=0.1
+        ),
     }
     results = {}
     for name, changed in other.items():
@@ -357,6 +376,12 @@ RUNS = {
     ),
     "gpt_town_cpu": RecordedRun(
         title="GPT on Town, cpu preset", device="cpu", minutes=4, make=gpt_town_cpu
+    ),
+    "gpt_town_longer_cpu": RecordedRun(
+        title="GPT on Town, cpu preset, two and four times as long",
+        device="cpu",
+        minutes=10,
+        make=gpt_town_longer_cpu,
     ),
     "gpt_start_cpu": RecordedRun(
         title="two sets of start weights, on Town and tinyshakespeare",

@@ -71,6 +71,8 @@ class _Pretrain:
     """The highest learning rate."""
     min_lr: float | None = None
     """Where the cosine and linear schedules end."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """muon: another rule for the matrices of the blocks; the rest is trained by AdamW."""
     embedding_lr_scale: float | None = None
     """The rate of the embeddings, in multiples of the learning rate."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] | None = None
@@ -78,7 +80,7 @@ class _Pretrain:
     warmup_steps: int | None = None
     """Updates in which the learning rate rises."""
     weight_decay: float | None = None
-    """AdamW's decay, of matrices only."""
+    """Decay of the weights, of matrices only."""
     clip_norm: float | None = None
     """The longest gradient that is let through; 0: any."""
     non_finite: Literal["stop", "skip"] | None = None

@@ -24,7 +24,7 @@ from llm_course.training.metrics import Batch, LossFunction, evaluate, to_device
 from llm_course.training.optim import (
     clip_gradients,
     learning_rate,
-    make_optimizer,
+    make_optimizers,
     set_learning_rate,
     trainable,
 )
@@ -171,7 +171,7 @@ class _Run(snapshot.Run):
         self.sharded = distributed.is_sharded(self.shared)
         if config.compile:
             self.shared.compile()
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizers = make_optimizers(self.model, config)
         self.parameters = list(trainable(self.model).values())
         self.start_of_validation = _state_of(self.validation)
         if resume:
@@ -193,7 +193,8 @@ class _Run(snapshot.Run):
             self.loss_module.train()
         number = progress.step + 1
         rate = learning_rate(number, config)
-        set_learning_rate(self.optimizer, rate)
+        for optimizer in self.optimizers:
+            set_learning_rate(optimizer, rate)
         batches, tokens = self._draw()
         losses, norm = self._norm_and_losses(self._differentiate(batches, number))
         loss = sum(losses.values())
@@ -201,7 +202,8 @@ class _Run(snapshot.Run):
         if skipped:
             self._skip(number, loss, norm)
         else:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             progress.skipped_in_a_row = 0
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -223,7 +225,8 @@ class _Run(snapshot.Run):
         )
 
     def _differentiate(self, batches: list[Batch], number: int) -> Totals:
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         counts_of = getattr(self.loss_fn, "counts", None)
         try:
             return accumulate(self.shared, batches, self.precision, self.scaler, counts_of)
@@ -256,7 +259,8 @@ class _Run(snapshot.Run):
     def _norm_and_losses(self, totals: Totals) -> tuple[dict[str, float], float]:
         """The gradient made exact and clipped; one wait for the device brings all numbers."""
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         norm = clip_gradients(self.parameters, self.config.clip_norm, totals.correction)
         numbers = torch.cat([totals.sums, totals.counts, norm.detach().reshape(1)]).tolist()
         losses = {}

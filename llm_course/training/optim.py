@@ -1,4 +1,4 @@
-"""AdamW with decay groups, learning-rate schedules as functions of the step, gradient clipping."""
+"""AdamW with decay groups, Muon, rates as functions of the step, gradient clipping."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llm_course.errors import ConfigError
 from llm_course.training.distributed import own_part, whole
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -59,7 +60,7 @@ def parameter_groups(
     embeddings = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        if isinstance(module, TABLES)
         for parameter in module.parameters(recurse=False)
     }
     matrices: list[nn.Parameter] = []
@@ -76,19 +77,65 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), one fused kernel where the device has it."""
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all that learns, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    AdamW is that of Loshchilov and Hutter 2019, one fused kernel where the device has it. Muon
+    (Jordan et al. 2024) follows the mean of the gradients, all its singular values set near 1, so
+    that a rare direction is learnt as fast as a frequent one. Its steps are scaled to the usual
+    size of AdamW's (Liu et al. 2025, eq. (4)), so both take the same rate and decay, and `beta1`
+    is its momentum. `ConfigError` where nothing is to be trained, or no matrix of a block.
+    """
     groups = parameter_groups(model, config.weight_decay, config.embedding_lr_scale)
     if not groups:
         raise ConfigError("the model has no parameter to train: all have requires_grad=False")
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        hidden = _hidden_matrices(model)
+        optimizers.append(
+            torch.optim.Muon(
+                [{"params": hidden, "lr_scale": 1.0}],
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.beta1,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+        taken = {id(parameter) for parameter in hidden}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in taken]
+        groups = [group for group in groups if group["params"]]
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.adam_eps,
-        fused=devices <= set(FUSED_DEVICES),
-    )
+    if groups:
+        optimizers.append(
+            torch.optim.AdamW(
+                groups,
+                lr=config.lr,
+                betas=(config.beta1, config.beta2),
+                eps=config.adam_eps,
+                fused=devices <= set(FUSED_DEVICES),
+            )
+        )
+    return optimizers
+
+
+def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon is made for: the matrices of the blocks, and neither tables nor heads."""
+    blocks: list[nn.Module] = getattr(model, "blocks", list)()
+    modules = [module for block in blocks for module in block.modules()]
+    found = {
+        id(parameter): parameter
+        for module in modules
+        if not isinstance(module, TABLES)
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim == 2 and parameter.requires_grad
+    }
+    if not found:
+        raise ConfigError(
+            "optimizer = 'muon' needs a model whose blocks() have matrices to train, "
+            f"got {type(model).__name__} with {len(blocks)} blocks; use 'adamw'"
+        )
+    return list(found.values())
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -55,7 +55,7 @@ class Run:
     config: TrainConfig
     tokenizer: Any
     device: torch.device
-    optimizer: torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     random: RandomStream
     progress: Progress
@@ -81,7 +81,7 @@ def made_with(run: Run) -> dict[str, Any]:
 def save(run: Run) -> None:
     """Write the checkpoint of the present step; all processes take part, the first one writes."""
     model = model_tensors(run.model)
-    optimizer = optimizer_tensors(run.model, run.optimizer)
+    optimizer = optimizer_tensors(run.model, run.optimizers)
     random = [distributed.gather(state, run.device) for state in run.random.states()]
     if run.directory is None:
         return
@@ -122,11 +122,11 @@ def resume(run: Run) -> None:
     best = read_tensors(path / BEST) if (path / BEST).exists() else {}
     slots = model_slots(run.model)
     check_tensors(path / MODEL, model, slots)
-    check_optimizer_tensors(path / OPTIMIZER, run.model, optimizer)
+    check_optimizer_tensors(path / OPTIMIZER, run.model, run.optimizers, optimizer)
     if best:
         check_tensors(path / BEST, best, slots)
     load_model_tensors(run.model, model)
-    load_optimizer_tensors(run.model, run.optimizer, optimizer)
+    load_optimizer_tensors(run.model, run.optimizers, optimizer)
     run.best_state = {name: tensor.clone() for name, tensor in best.items()}
     run.batches.load_state_dict(state["batches"])
     if state["scaler"] and run.scaler.is_enabled():

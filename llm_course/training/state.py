@@ -106,11 +106,14 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(t.detach()).cpu().contiguous() for name, t in model_slots(model).items()}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state on the CPU, `parameter.slot`: torch numbers them, names survive."""
+def optimizer_tensors(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """The optimizers' state on the CPU, `parameter.slot`: torch numbers them, names survive."""
     return {
         f"{name}.{slot}": whole(value.detach()).cpu().contiguous()
         for name, parameter in trainable(model).items()
+        for optimizer in optimizers
         for slot, value in optimizer.state.get(parameter, {}).items()
     }
 
@@ -150,37 +153,61 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         slot.copy_(sharded_as(tensors[name], slot))
 
 
-def check_optimizer_tensors(path: Path, model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """AdamW's three slots for each parameter that it has moved, and nothing else."""
-    wanted = {}
-    for name, parameter in trainable(model).items():
-        if f"{name}.step" in found or f"{name}.exp_avg" in found:
-            step = found.get(f"{name}.step")  # float32, or the default type where not fused
-            dtype = torch.float64 if step is not None and step.dtype == torch.float64 else None
-            wanted[f"{name}.step"] = torch.empty((), dtype=dtype or torch.float32, device="meta")
+def check_optimizer_tensors(
+    path: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    found: Mapping[str, Tensor],
+) -> None:
+    """The slots of each parameter that its optimizer has moved, and nothing else."""
+    wanted: dict[str, Tensor] = {}
+    for optimizer in optimizers:
+        for name, parameter in _named(model, optimizer):
+            slots = _slots(optimizer)
+            if not any(f"{name}.{slot}" in found for slot in slots):
+                continue
             like = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            wanted[f"{name}.exp_avg"] = wanted[f"{name}.exp_avg_sq"] = like
+            wanted |= {f"{name}.{slot}": like for slot in slots if slot != "step"}
+            if "step" in slots:  # float32, or the default type where not fused
+                step = found.get(f"{name}.step")
+                dtype = torch.float64 if step is not None and step.dtype == torch.float64 else None
+                wanted[f"{name}.step"] = torch.empty(
+                    (), dtype=dtype or torch.float32, device="meta"
+                )
     check_tensors(path, found, wanted)
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
+    for optimizer in optimizers:
+        state = {}
+        for number, (name, parameter) in enumerate(_named(model, optimizer)):
+            found = {slot: tensors.get(f"{name}.{slot}") for slot in _slots(optimizer)}
+            kept = {slot: tensor.clone() for slot, tensor in found.items() if tensor is not None}
+            if kept:
+                state[number] = {
+                    slot: tensor if slot == "step" else sharded_as(tensor, parameter)
+                    for slot, tensor in kept.items()
+                }
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _named(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of an optimizer with their names, in the order of its numbers."""
     names = {id(parameter): name for name, parameter in trainable(model).items()}
-    empty = optimizer.state_dict()
-    number = 0
-    state = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            name = names[id(parameter)]
-            if f"{name}.step" in tensors:
-                state[number] = {
-                    "step": tensors[f"{name}.step"].clone(),
-                    "exp_avg": sharded_as(tensors[f"{name}.exp_avg"].clone(), parameter),
-                    "exp_avg_sq": sharded_as(tensors[f"{name}.exp_avg_sq"].clone(), parameter),
-                }
-            number += 1
-    optimizer.load_state_dict({"state": state, "param_groups": empty["param_groups"]})
+            yield names[id(parameter)], parameter
+
+
+def _slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer remembers of a parameter."""
+    is_muon = isinstance(optimizer, torch.optim.Muon)
+    return ("momentum_buffer",) if is_muon else ("step", "exp_avg", "exp_avg_sq")
 
 
 def describe(config: Any) -> dict[str, Any] | None:
