@@ -266,7 +266,10 @@ class TrainConfig(_Config):
         _check_choice(self, "non_finite", ("stop", "skip"))
         _check_choice(self, "parallel", ("ddp", "fsdp"))
         if self.optimizer == "muon" and self.parallel == "fsdp":
-            raise ConfigError("optimizer = 'muon' needs whole matrices: use parallel = 'ddp'")
+            raise ConfigError(
+                "optimizer = 'muon' needs whole matrices, which parallel = 'fsdp' has not: "
+                "use parallel = 'ddp', or optimizer = 'adamw'"
+            )
         if self.patience and not self.eval_every:
             raise ConfigError(f"patience = {self.patience} needs eval_every of at least 1, got 0")
 

@@ -100,7 +100,7 @@ assert not {d.text for d in stories} & {
 
 # %% tags=["covers-G1"]
 tokenizer = Tokenizer.train(
-    (d.text for d in stories[:5000]), kind="bpe", vocab_size=4096
+    (d.text for d in stories[:5000]), kind="bpe", vocab_size=6144
 )
 for text in ("The baker mended the kettle.", "A zebra yawned."):
     pieces = [tokenizer.token(i) for i in tokenizer.encode(text)]
@@ -225,7 +225,7 @@ def carried(model: GPT) -> float:
 before = carried(model)
 model.reset_to_copying()
 print(
-    f"carried by the start of the paper: {abs(before):.1f}, "
+    f"carried by the start of GPT-2: {abs(before):.1f}, "
     f"by ours: {carried(model):.1f}"
 )
 assert abs(before) < 0.1 < 0.6 < carried(model)
@@ -235,11 +235,11 @@ assert abs(before) < 0.1 < 0.6 < carried(model)
 # --name gpt_start_cpu`). The model, the stories, their order and the settings are the same. Only
 # the first weights differ, and the two starts are compared as a whole.
 
-# %% mystnb={"image": {"alt": "Two falling curves of the training loss over 1,000 updates. At first the start that copies is a little higher. From about update 200 it is lower, and the distance grows to about a quarter of a nat at the end."}}
+# %% mystnb={"image": {"alt": "Two falling curves of the training loss over 1,000 updates. At first the start that copies is clearly higher. From about update 200 it is lower, by a fifth of a nat between updates 300 and 600 and by a tenth at the end."}}
 recorded = load_result("gpt_start_cpu")
 starts = recorded["town"]
 names = {
-    "reset_parameters": "start of the paper",
+    "reset_parameters": "start of GPT-2",
     "reset_to_copying": "start that copies",
 }
 figure = plot_losses(
@@ -258,58 +258,123 @@ for name, run in starts.items():
     print(f"  Shakespeare  {per_char:.2f} nats per character")
 paper, copying = (run["floor_ratio"] for run in starts.values())
 assert copying < paper - 0.1
-others = {
-    "town_short_memory": "a short memory (beta2 = 0.95)",
-    "town_one_rate": "one rate for all weights",
-}
-print("Town, the start that copies, and")
-for name, what in others.items():
-    print(f"  {what:<29}  {recorded[name]['floor_ratio']:.2f}")
-    assert copying < recorded[name]["floor_ratio"] - 0.02
+
 
 # %% [markdown]
-# For two hundred updates the start that copies is not better. Then it moves ahead, and the distance grows until the
-# end. A likely reason is that it repeats names sooner; the loss alone does not show this. The numbers of
-# Shakespeare, with another model and other settings, are a warning: on his
-# plays the start of the paper is a little better. So this is no rule for all
-# texts. It is a tool for a text in which looking back is what matters. The last
-# two lines are about the next section.
+# For the first hundred updates the start that copies is clearly worse, and at two hundred the two are equal. Then it moves
+# ahead, by a fifth of a nat. Later GPT-2's start makes up half of that, but not all. A likely reason is that the other
+# repeats names sooner; the loss alone does not show this. The plays of Shakespeare are a warning: there GPT-2's start is a
+# little better. Those runs had another model and another optimizer, so we cannot say whether the text is the reason. Try both
+# starts on your own text.
 
 # %% [markdown]
 # ## G3: training
 #
 # One update goes like this. Take a batch of rows. Compute the logits of all positions at once.
 # Compute the loss {eq}`eq-gpt-loss`. Ask autograd for the gradient, make it shorter if it is too long (*clipping*), and let
-# AdamW move the weights a little. `train` is a generator: it yields a `Step` after every update,
+# an optimizer move the weights a little. `train` is a generator: it yields a `Step` after every update,
 # and here we collect them in a list.
 #
 # The learning rate rises from zero during the first steps, because the first gradients of a
 # random network point in wild directions. Then it falls in a straight line to zero, because close to the
 # end large steps would only shake the model.
 #
-# Two settings are for our text. AdamW divides each step by the usual size of the gradient, and `beta2`
-# says how long it remembers that size: with 0.95, the custom of large models, for some twenty
-# updates, with 0.9995 for two thousand. Most words of Town are rare. A word that comes once in a
-# hundred updates has a gradient near zero in all the others, and its usual size is small. With the long
-# memory its step is then long, when at last the word comes. With the short one, the large gradient that has just come
-# makes up most of the average itself. The usual size then looks large, and the step is shorter.
+# Which way should the weights move? **AdamW** is the usual answer. It looks at every number by itself, and divides its
+# step by the usual size of its gradient. That helps when one number belongs to one word, as in the embedding table. In a
+# matrix of a block, every number serves all words. The gradient of such a matrix is a sum with one term for each position of
+# the batch. What most positions ask for makes up most of the sum. What few positions ask for is in the same numbers, but
+# small, so a division number by number cannot bring it out.
 #
-# The other is `embedding_lr_scale`. Each of the 960 positions of a batch adds to the gradient of the matrices in a
-# block. The row of a rare word in the embedding table gets a strong gradient only when the word comes. So we let
-# the table take longer steps: its rate is four times that of the matrices. The last two lines of the list above
-# compare, with one run each. The short memory costs much, one rate for all weights costs a little.
+# For that we must look at the matrix as a whole. Write the gradient as {math}`G = U S V^T`. It is then a sum of simple
+# matrices, one for each *direction*, and the *singular values* in {math}`S` say how much of each there is. Here are the
+# singular values of one gradient before any training, and those of the step that a second optimizer, **Muon**, makes of it.
 
-# %% tags=["covers-G3"]
-STEPS = 1400
+# %%
 batches = DocumentBatches(
     train_rows, config.n_positions, 6, seed=0, pad_id=tokenizer.pad_id
 )
+weight = model.decoder[0].ff.w_1.weight
+first = next(iter(DocumentBatches(train_rows, config.n_positions, 6, seed=1)))
+total, count = causal_loss_fn(model, first)["lm"]
+(gradient,) = torch.autograd.grad(total / count, weight)
+step = torch.nn.Parameter(torch.zeros_like(gradient))
+step.grad = gradient
+torch.optim.Muon([step], lr=1.0, weight_decay=0.0).step()
+lengths = {
+    "gradient": torch.linalg.svdvals(gradient),
+    "step of Muon": torch.linalg.svdvals(step.detach()),
+}
+for name, values in lengths.items():
+    strongest = (values[:5].square().sum() / values.square().sum()).item()
+    print(
+        f"{name}: 5 of 128 directions make "
+        f"{strongest:.0%} of the squared length"
+    )
+
+# %% mystnb={"image": {"alt": "Two lines over the 128 directions of a matrix, on a logarithmic scale and relative to the strongest. That of the gradient falls steeply: the twentieth direction is at a twentieth, the hundredth at a two-hundredth. That of the step of Muon falls slowly and ends above a half."}}
+figure, axes = plt.subplots(figsize=(6.5, 3.4))
+for (name, values), style in zip(lengths.items(), ("-", "--")):
+    # The last one is 0: what a LayerNorm gives has no part in one direction.
+    axes.plot(range(1, 128), values[:-1] / values[0], style, label=name)
+axes.set_yscale("log")
+axes.set_xlabel("direction, the strongest first")
+axes.set_ylabel("length, relative to the strongest")
+axes.set_title("Muon makes the directions equally long")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# In the gradient, five directions make up nearly all of the squared length. Muon {cite:p}`jordan2024` first takes a mean of
+# the last gradients, because in a mean the noise of single batches partly cancels. Of this mean it keeps the directions and
+# makes most of them nearly equally long: the step is close to {math}`U V^T`. So a weak direction moves as far as a strong
+# one. No singular value decomposition is needed: five rounds of matrix products bring the lengths near 1. The picture does
+# not say what a direction is for. That this helps is seen only in the loss.
+#
+# {cite:t}`liu2025` scale the step to the usual size of a step of AdamW, so that both take the same learning rate. Biases and
+# norms are vectors and have no directions to balance. In an embedding table each row belongs to one word or one position.
+# Both stay with AdamW.
+#
+# Two more settings are for our text, and they concern what AdamW trains. AdamW divides a step by the usual size of the
+# gradient, and `beta2` says how many updates count as "usual": about twenty with 0.95, which is common for large models, and
+# two thousand with 0.9995. That is longer than our whole training. Why so long? Most words of Town are rare. Take a word that
+# comes once in a hundred updates. Over a long time its usual gradient is small, so when the word comes its step is long. With
+# a short memory, the one large gradient that has just come is nearly all that is remembered. It is divided by its own size,
+# and the step is shorter.
+#
+# The other is `embedding_lr_scale`. All 960 positions of a batch train the matrices of a block. A rare word's row in the
+# table has only a few updates to learn from, so each must count more. The rate of the embedding tables is therefore two and
+# a half times that of the matrices.
+#
+# What is each of the three choices worth? Each was taken back alone, in one recorded run of 1,000 updates.
+
+# %%
+others = {
+    "town_adamw": "AdamW for all weights",
+    "town_short_memory": "a short memory (beta2 = 0.95)",
+    "town_one_rate": "one rate for all weights",
+}
+print(f"{'all three choices':<29}  {copying:.2f} times the floor")
+for name, what in others.items():
+    print(f"{what:<29}  {recorded[name]['floor_ratio']:.2f}")
+    assert copying < recorded[name]["floor_ratio"]
+for name in ("town_adamw", "town_short_memory"):
+    assert copying < recorded[name]["floor_ratio"] - 0.05
+
+# %% [markdown]
+# AdamW for all weights, with the best rates that we tried for it, is well behind. The extra matrix products of Muon cost
+# time, about a sixth of an update here. In equal time it is ahead too, but by less. A short memory is worse still, though
+# its rates were not tuned again. One rate for all weights is worse by 0.01, and with one run each that may be chance.
+
+# %% tags=["covers-G3"]
+STEPS = 950
 settings = TrainConfig(
     max_steps=STEPS,
-    lr=4e-3,
-    embedding_lr_scale=4.0,
+    optimizer="muon",
+    lr=6e-3,
+    embedding_lr_scale=2.5,
     schedule="linear",
-    warmup_steps=200,
+    warmup_steps=100,
+    weight_decay=0.2,
     beta2=0.9995,
     device="cpu",
 )
@@ -334,7 +399,7 @@ print("better than every n-gram that read the same stories")
 # EOS that is not counted. The section *Longer training* shows how far it can go.
 # ```
 
-# %% mystnb={"image": {"alt": "Training loss in nats per token over the updates. It starts near nine, passes the line of the 1-gram after about 50 updates and that of the 4-gram before 400, and ends a little above the line of the floor."}}
+# %% mystnb={"image": {"alt": "Training loss in nats per token over the updates. It starts near nine, passes the line of the 1-gram after about 30 updates and that of the 4-gram before 250, and ends a little above the line of the floor."}}
 per_token = floor_nats / n_tokens
 figure = plot_losses(
     steps,
@@ -346,8 +411,8 @@ plt.show()
 
 # %% [markdown]
 # The curve has three parts. In the first fifty updates the model learns how frequent each token is:
-# that is the line of the 1-gram. Then it learns which words go together, and before update 400 it has passed the
-# lines of the longer n-grams one after the other. The remaining thousand updates bring it near the floor,
+# that is the line of the 1-gram. Then it learns which words go together, and before update 250 it has passed the
+# lines of the longer n-grams one after the other. The remaining seven hundred updates bring it near the floor,
 # where none of the counting models came. (It begins above {math}`\log V` because this start has larger weights.)
 
 # %% [markdown]
@@ -381,7 +446,7 @@ plt.show()
 # The first mention of a name, a thing or a price is expensive, and must be: the program drew it
 # at random, and nobody could know. Now look at the later mentions. A model that has learnt to
 # look back pays almost nothing for them. In this story ours pays nothing for the later mentions of
-# the hero Marton, of *pink* and of *ring*. When the second person comes back it still pays some nats. Looking back is learnt late, and the training has not ended it.
+# the hero Marton, of *pink* and of *ring*. When the second person, Belna, comes back, it is as surprised as at the first mention. Looking back is learnt late, and the training has not ended it.
 #
 # We can look at the copying itself. For each head we take every position whose next word was seen more than six
 # tokens ago. We measure how much attention it pays to the first mention of that word, or to the token just
@@ -478,7 +543,7 @@ assert verdicts[0.7]["true"] <= verdicts[0.7]["stories"] <= 1.0
 
 # %% [markdown]
 # The judge is fair: it accepts every held-out story. It is also strict. Read the sample. The grammar is there, the
-# words are words, and then somebody appears who was never introduced, or a woman has something in *his* hand. A sentence is judged by
+# words are words, and then Marton wants to thank Marton. In other samples somebody appears who was never introduced. A sentence is judged by
 # itself. A whole story is right only when all its sentences are, and when they fit together. Facts
 # are the hardest: a model can write good sentences about a kettle that was red in the first line
 # and is blue in the last. Large models have a related weakness, a text that is fluent and false. It
@@ -487,13 +552,13 @@ assert verdicts[0.7]["true"] <= verdicts[0.7]["stories"] <= 1.0
 # %% [markdown]
 # ## Longer training
 #
-# Everything above is one command of the package, on Town by default:
+# The training above is one command of the package, on Town by default:
 #
 # ```bash
 # llm-course pretrain gpt --out runs/town
 # ```
 #
-# The preset `cpu` reads twice as many tokens as this notebook, on two cores. Its result was
+# The preset `cpu` reads nearly twice as many tokens as this notebook, on two cores. Its result was
 # stored by `llm-course record --name gpt_town_cpu`, with 500 samples at each temperature.
 
 # %%
@@ -508,16 +573,44 @@ for temperature, row in town["samples"].items():
     print(f"{temperature:>11}", *(f"{share:9.1%}" for share in shares))
 assert town["floor_ratio"] < ratio  # longer training is better
 cool = town["samples"]["0.7"]
-assert 0.1 < cool["true"] / cool["stories"] < 0.3
+assert 0.2 < cool["true"] / cool["stories"] < 0.4
 assert (
     town["samples"]["0.7"]["sentences"] > town["samples"]["1.0"]["sentences"]
 )
 
 # %% [markdown]
-# A lower temperature writes more correct sentences, because it draws fewer improbable words. True
-# stories become more frequent too, but mostly because more stories are whole: among the whole stories the share that is true
-# rises only from 18 % to 25 %. Three of four still contradict themselves. Which
-# colour the kettle has is written in the story, and the model would have to look there.
+# A lower temperature draws fewer improbable words, so more sentences are correct and twice as many stories are whole. More
+# stories are true as well, but only because more are whole. Among whole stories the share of true ones is 27 % and 30 %, a
+# difference that may be chance. Seven of ten still contradict themselves. The colour of the kettle stands in the story, and
+# the model would have to look there.
+#
+# Would more training help? `llm-course record --name gpt_town_longer_cpu` trains the same model again from the start, with
+# twice and with four times as many updates. No story is read twice, and the rate falls over the whole of each run. The
+# samples are drawn at temperature 1.
+
+# %%
+longer = load_result("gpt_town_longer_cpu")["runs"]
+print("updates  x floor  sentences  stories  true stories")
+for run in (town, *longer):
+    row = run["samples"]["1.0"]
+    shares = row["sentences"], row["stories"], row["true"]
+    print(
+        f"{run['train']['max_steps']:>7} {run['floor_ratio']:8.3f}",
+        *(f"{share:9.1%}" for share in shares),
+    )
+losses = [run["floor_ratio"] for run in (town, *longer)]
+assert losses == sorted(
+    losses, reverse=True
+)  # each is better than the one before
+assert losses[-1] > 1
+assert longer[-1]["samples"]["1.0"]["sentences"] > 0.9
+true = [run["samples"]["1.0"]["true"] for run in (town, *longer)]
+assert true[-1] > 3 * true[0]  # what is hardest gains most
+
+# %% [markdown]
+# Every doubling brings the model nearer to the floor, and most to what is hardest. Sentences were nearly right before, and
+# gain little. The share of true stories goes from one in eight to one in two: to remember the colour of the kettle is learnt last. A
+# loss that falls by a twentieth can hide a skill that is just being learnt. So look at what a model does, and not at its loss alone.
 #
 # ## The same command on a real file
 #

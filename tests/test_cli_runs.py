@@ -89,11 +89,11 @@ def test_a_command_killed_and_resumed_ends_as_an_unbroken_one(
 # ---- two processes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("parallel", "optimizer"), [("ddp", "muon"), ("fsdp", "adamw")])
 def test_torchrun_trains_what_one_process_trains(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], parallel: str
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], parallel: str, optimizer: str
 ) -> None:
-    steps = ("--max-steps", "20", "--warmup-steps", "2")
+    steps = ("--max-steps", "20", "--warmup-steps", "2", "--optimizer", optimizer)
     assert main(command(text, tmp_path / "one", *steps, "--accumulation", "2")) == 0
     one = json.loads(capsys.readouterr().out)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
