@@ -16,6 +16,7 @@ from training_cases import (
     digest,
     lm_loss,
     reference_config,
+    whole_and_broken_run,
 )
 
 from llm_course.training.loop import train
@@ -71,10 +72,5 @@ def test_a_compiled_run_has_the_same_losses() -> None:
 @pytest.mark.gpu
 def test_a_gpu_run_is_killed_and_resumed_exactly(tmp_path: Path) -> None:
     config = reference_config(max_steps=10, save_every=5, device="cuda", precision="auto")
-    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "whole"))
-    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "broken")
-    for _ in range(7):
-        next(steps)
-    steps.close()  # type: ignore[attr-defined]
-    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "broken", resume=True))
+    whole_and_broken_run(tmp_path, config, stop=7)
     assert digest(tmp_path / "broken") == digest(tmp_path / "whole")

@@ -21,6 +21,7 @@ from training_cases import (
     lm_loss,
     reference_config,
     weights,
+    whole_and_broken_run,
 )
 
 from llm_course.errors import CheckpointError, ConfigError, RunInUseError
@@ -67,12 +68,7 @@ def test_the_log_has_each_step_once_after_a_break(tmp_path: Path) -> None:
 
 def test_a_run_with_muon_is_resumed_bit_identical(tmp_path: Path) -> None:
     config = reference_config(max_steps=12, save_every=6, optimizer="muon")
-    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "whole"))
-    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "broken")
-    for _ in range(8):
-        next(steps)
-    steps.close()  # type: ignore[attr-defined]
-    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path / "broken", resume=True))
+    whole_and_broken_run(tmp_path, config, stop=8)
     assert digest(tmp_path / "broken") == digest(tmp_path / "whole")
     other = dataclasses.replace(config, optimizer="adamw")
     with pytest.raises(CheckpointError, match="optimizer was 'muon' and is 'adamw'"):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
+from llm_course.training.loop import train
 
 IGNORE = -100
 Batch = dict[str, Tensor]
@@ -182,6 +183,16 @@ class Listed:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
+
+
+def whole_and_broken_run(folder: Path, config: TrainConfig, stop: int) -> None:
+    """A run in one go in `whole`; the same in `broken`, left after `stop` updates and resumed."""
+    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=folder / "whole"))
+    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=folder / "broken")
+    for _ in range(stop):
+        next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=folder / "broken", resume=True))
 
 
 def digest(out: Path) -> dict[str, str]:
