@@ -71,7 +71,7 @@ browser-test: .venv/browser.stamp  ## the attention view and the built pages in 
 	pytest -n 2 --dist worksteal -m browser
 
 gpu-test:  ## the tests that need a CUDA device, by the python3 and the torch that are there
-	python3 -m pytest -m gpu --no-shape-checks $$(grep -l 'mark\.gpu' tests/test_*.py)
+	python3 -m pytest -m gpu --no-shape-checks $$(grep -rl 'mark\.gpu' tests --include='test_*.py')
 
 notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py (or NAMES="12 13") and write the .ipynb beside each
 	$(BIN)/python tools/notebooks.py $(NAMES)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from llm_town.errors import ConfigError, DataError  # of the corpus and of the package alike
 
-class ConfigError(ValueError):
-    """A setting is outside its range, or two settings contradict each other."""
-
-
-class DataError(ValueError):
-    """A text, a file or a data set cannot be used; names the file, the line and the byte."""
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HeldOutError",
+    "RunInUseError",
+    "WeightsError",
+]
 
 
 class WeightsError(ValueError):

@@ -19,7 +19,7 @@
 # and the sub-packages, and solve a first exercise with a check that explains what is wrong.
 #
 # **Needs** Python. **Runs** in 10 seconds on one core. **Source** `llm_course/configs.py`,
-# `llm_course/corpus/town`.
+# `llm_town`.
 
 # %% tags=["remove-cell"]
 import sys
@@ -41,7 +41,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import llm_course
-from llm_course.checks import ch00
+from llm_lab.checks import ch00
 
 torch.set_num_threads(1)
 
@@ -162,7 +162,7 @@ print("torch:", [f"{share:.3f}" for share in fast])
 # the same number. For one story a model may give a larger one, but not on average over stories.
 
 # %%
-from llm_course.corpus.town import generate_documents
+from llm_town import generate_documents
 
 for document in generate_documents(2, seed=5, split="train"):
     print(document.text)

@@ -22,7 +22,7 @@
 #
 # **Needs** Python, matrix products, the surprise of [chapter 00](00_setup.ipynb).
 # **Runs** in 30 seconds on one core.
-# **Source** {cite:p}`kaplan2020,brown2020`; `llm_course/costs`.
+# **Source** {cite:p}`kaplan2020,brown2020`; `llm_lab/costs`.
 
 # %% [markdown]
 # COLAB
@@ -35,12 +35,13 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_course import GPT, BERTConfig, GPTConfig, T5Config, Tokenizer, costs
-from llm_course.checks import ch01
-from llm_course.corpus.town import generate_documents
-from llm_course.costs import DEVICES, Device
-from llm_course.objectives.causal import causal_lm_loss
-from llm_course.visualize.measured import measured
+from llm_course import GPT, BERTConfig, GPTConfig, T5Config, Tokenizer
+from llm_course.losses.causal import causal_lm_loss
+from llm_lab import costs
+from llm_lab.checks import ch01
+from llm_lab.costs import DEVICES, Device
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

@@ -40,14 +40,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from llm_course import BERT, GPT, T5, BERTConfig, GPTConfig, T5Config
-from llm_course.checks import ch02
 from llm_course.configs import TrainConfig
-from llm_course.corpus.town import generate_documents, tokenize
-from llm_course.corpus.town.tasks import entities
+from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
 from llm_course.models.layers import causal_mask
-from llm_course.objectives.causal import causal_lm_loss, causal_loss_fn
 from llm_course.training.loop import train
-from llm_course.visualize.measured import measured
+from llm_lab.checks import ch02
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents, tokenize
+from llm_town.tasks import entities
 
 torch.set_num_threads(1)
 

@@ -39,23 +39,23 @@ import tokenizers
 import torch
 
 from llm_course import BERT, GPT, T5, BERTConfig, GPTConfig, T5Config
-from llm_course.checks import ch03
-from llm_course.corpus.ngram import NgramModel
-from llm_course.corpus.town import generate_documents
-from llm_course.corpus.town.tasks.translation import examples
 from llm_course.errors import DataError
-from llm_course.tokenizers.bpe import BPE, join_pair, learn_merges
-from llm_course.tokenizers.lattice import (
+from llm_course.tokenizers.library import Tokenizer
+from llm_course.tokenizers.scratch.bpe import BPE, join_pair, learn_merges
+from llm_course.tokenizers.scratch.lattice import (
     arcs_into,
     expected_counts,
     log_add,
     viterbi,
 )
-from llm_course.tokenizers.library import Tokenizer
-from llm_course.tokenizers.unigram import Unigram
-from llm_course.tokenizers.wordpiece import WordPiece
+from llm_course.tokenizers.scratch.unigram import Unigram
+from llm_course.tokenizers.scratch.wordpiece import WordPiece
 from llm_course.tokenizers.words import word_cutter
-from llm_course.visualize.measured import measured
+from llm_lab.checks import ch03
+from llm_lab.counting.ngram import NgramModel
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents
+from llm_town.tasks.translation import examples
 
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, ORANGE = "#CC79A7", "#E69F00"

@@ -40,17 +40,17 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_course.checks import ch04
-from llm_course.corpus.town import generate_documents
 from llm_course.models.layers import (
     attention,
     attention_weights,
     causal_mask,
     fused_attention,
 )
-from llm_course.visualize.attention import attention_view, plot_attention
-from llm_course.visualize.heads import relation_mass
-from llm_course.visualize.measured import measured
+from llm_lab.checks import ch04
+from llm_lab.pictures.attention import attention_view, plot_attention
+from llm_lab.pictures.head_measures import relation_mass
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@
 #
 # **Needs** attention, from [chapter 04](04_attention.ipynb). **Runs** in 70 seconds on one core.
 # **Source** {cite:p}`vaswani2017,michel2019`; `llm_course/models/layers.py`,
-# `llm_course/visualize/heads.py`.
+# `llm_lab/pictures/head_measures.py`.
 #
 # Names such as F2 and F3 are ids of formulas in the article that this course follows. The
 # [source map](../book/source_map.md) lists them.
@@ -50,19 +50,19 @@ from llm_course import (
     TransformerConfig,
     train,
 )
-from llm_course.checks import ch05
-from llm_course.corpus.town import generate_documents, spans
+from llm_course.batches.batching import DocumentBatches
+from llm_course.losses.causal import causal_loss_fn
 from llm_course.models.layers import MultiHeadAttention, attention
 from llm_course.models.transformer import sinusoids
-from llm_course.objectives.batching import DocumentBatches
-from llm_course.objectives.causal import causal_loss_fn
-from llm_course.visualize.attention import (
+from llm_lab.checks import ch05
+from llm_lab.pictures.attention import (
     attention_maps,
     attention_view,
     plot_attention,
 )
-from llm_course.visualize.heads import best_head, relation_mass
-from llm_course.visualize.measured import measured
+from llm_lab.pictures.head_measures import best_head, relation_mass
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents, spans
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

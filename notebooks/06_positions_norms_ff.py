@@ -41,15 +41,15 @@ import torch
 from torch import nn
 
 from llm_course import BERT, GPT, BERTConfig, GPTConfig
-from llm_course.checks import ch06
-from llm_course.corpus.town import generate_documents
+from llm_course.losses.causal import causal_lm_loss
 from llm_course.models.bert import BERTBlock
 from llm_course.models.gpt import GPTBlock
 from llm_course.models.layers import FeedForward, MultiHeadAttention
 from llm_course.models.t5 import RMSNorm, decoder_buckets, encoder_buckets
 from llm_course.models.transformer import sinusoids
-from llm_course.objectives.causal import causal_lm_loss
-from llm_course.visualize.measured import measured
+from llm_lab.checks import ch06
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@
 #
 # **Needs** chapters [04](04_attention.ipynb), 05 and [06](06_positions_norms_ff.ipynb): attention,
 # heads, norms and the feed-forward layer. **Runs** in 45 seconds on one core. **Source** {cite:p}`vaswani2017`; `llm_course/models/transformer.py`,
-# `llm_course/models/encoder_decoder.py`, `llm_course/objectives/seq2seq.py`.
+# `llm_course/models/encoder_decoder.py`, `llm_course/losses/seq2seq.py`.
 #
 # Names such as F4 and F8 in the code are ids of formulas in the article that this course follows.
 # The [source map](../book/source_map.md) lists them.
@@ -47,23 +47,23 @@ from llm_course import (
     generate,
     train,
 )
-from llm_course.checks import ch07
+from llm_course.batches.batching import shift_right
+from llm_course.losses.seq2seq import seq2seq_loss, seq2seq_loss_fn
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.models.transformer import (
     TransformerDecoderBlock,
     TransformerEncoderBlock,
 )
-from llm_course.objectives.batching import shift_right
-from llm_course.objectives.seq2seq import seq2seq_loss, seq2seq_loss_fn
 from llm_course.training.optim import learning_rate
-from llm_course.visualize.attention import (
+from llm_lab.checks import ch07
+from llm_lab.pictures.attention import (
     attention_maps,
     attention_view,
     plot_attention,
 )
-from llm_course.visualize.curves import plot_losses
-from llm_course.visualize.heads import best_head, relation_mass
-from llm_course.visualize.measured import measured
+from llm_lab.pictures.curves import plot_losses
+from llm_lab.pictures.head_measures import best_head, relation_mass
+from llm_lab.pictures.measured import measured
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

@@ -20,8 +20,8 @@
 # aligns the two languages, read its mistakes, and learn what a BLEU score says.
 #
 # **Needs** [chapter 07](07_encoder_decoder.ipynb). **Runs** in 90 seconds on one core.
-# **Source** {cite:p}`vaswani2017,papineni2002,post2018`; `llm_course/runs/translate.py`,
-# `llm_course/objectives/pairs.py`.
+# **Source** {cite:p}`vaswani2017,papineni2002,post2018`; `llm_course/recipes/translate.py`,
+# `llm_course/batches/pairs.py`.
 
 # %% [markdown]
 # COLAB
@@ -42,24 +42,24 @@ from llm_course import (
     TransformerConfig,
     train,
 )
-from llm_course.bench.results import load_result
-from llm_course.checks import ch08
-from llm_course.corpus.town.tasks import translation
+from llm_course.batches.pairs import PairBatches, PairEvaluation
 from llm_course.errors import DataError
-from llm_course.objectives.pairs import PairBatches, PairEvaluation
-from llm_course.objectives.seq2seq import seq2seq_loss_fn
-from llm_course.runs.translate import (
+from llm_course.losses.seq2seq import seq2seq_loss_fn
+from llm_course.recipes.translate import (
     encode_pairs,
     frequent,
     score,
     town_pairs,
     translate_texts,
 )
-from llm_course.training.metrics import loss_sums
-from llm_course.visualize.attention import attention_maps, attention_view
-from llm_course.visualize.curves import plot_bars, plot_losses
-from llm_course.visualize.heads import best_head, relation_mass
-from llm_course.visualize.measured import measured
+from llm_course.training.evaluate import loss_sums
+from llm_lab.checks import ch08
+from llm_lab.pictures.attention import attention_maps, attention_view
+from llm_lab.pictures.curves import plot_bars, plot_losses
+from llm_lab.pictures.head_measures import best_head, relation_mass
+from llm_lab.pictures.measured import measured
+from llm_lab.results import load_result
+from llm_town.tasks import translation
 
 torch.set_num_threads(1)
 
@@ -742,7 +742,7 @@ assert all(
 # ```python
 # from llm_course.presets import transformer_preset
 # from llm_course.configs import PairConfig
-# from llm_course.runs.translate import prepare_translation
+# from llm_course.recipes.translate import prepare_translation
 #
 # preset = transformer_preset("t4")
 # data = PairConfig(

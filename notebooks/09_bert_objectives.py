@@ -22,8 +22,8 @@
 # **Needs** encoders and their masks from [chapter 02](02_families_and_masks.ipynb), WordPiece from
 # [chapter 03](03_tokenizers.ipynb), norms and the residual stream from
 # [chapter 06](06_positions_norms_ff.ipynb). **Runs** in 60 seconds on one core.
-# **Source** {cite:p}`devlin2019`; `llm_course/objectives/masked.py`,
-# `llm_course/objectives/sentence_pairs.py`.
+# **Source** {cite:p}`devlin2019`; `llm_course/losses/masked.py`,
+# `llm_course/batches/sentence_pairs.py`.
 #
 # Names such as F10 and F11 are ids of formulas in the article that this course follows. The
 # [source map](../book/source_map.md) lists them.
@@ -42,22 +42,22 @@ import torch
 import torch.nn.functional as F
 
 from llm_course import BERT, BERTConfig, Tokenizer, TrainConfig, train
-from llm_course.checks import ch09
-from llm_course.corpus.town import generate_documents
-from llm_course.objectives.masked import (
+from llm_course.batches.sentence_pairs import (
+    PairMaker,
+    SentencePairBatches,
+    SentencePairEvaluation,
+)
+from llm_course.losses.masked import (
     bert_loss_fn,
     mask_tokens,
     mlm_loss,
     nsp_loss,
 )
-from llm_course.objectives.sentence_pairs import (
-    PairMaker,
-    SentencePairBatches,
-    SentencePairEvaluation,
-)
-from llm_course.runs.pretrain_bert import encoded, masking_of
-from llm_course.visualize.masking import masking_view
-from llm_course.visualize.measured import measured
+from llm_course.recipes.pretrain_bert import encoded, masking_of
+from llm_lab.checks import ch09
+from llm_lab.pictures.masking import masking_view
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

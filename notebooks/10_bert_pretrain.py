@@ -8,8 +8,8 @@
 # them, pretrain a BERT on Town, and compare it with counting and with the best that any model could do.
 #
 # **Needs** [chapter 09](09_bert_objectives.ipynb). **Runs** in 90 seconds on one core.
-# **Source** {cite:p}`devlin2019`; `llm_course/models/bert.py`, `llm_course/runs/pretrain_bert.py`,
-# `llm_course/corpus/town/conditionals.py`.
+# **Source** {cite:p}`devlin2019`; `llm_course/models/bert.py`, `llm_course/recipes/pretrain_bert.py`,
+# `llm_town/conditionals.py`.
 
 # %% [markdown]
 # COLAB
@@ -31,10 +31,25 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import BERT, BERTConfig, Tokenizer, train
-from llm_course.bench.results import load_checkpoint, load_result
-from llm_course.checks import ch10
-from llm_course.corpus.ngram_gap import GapModel
-from llm_course.corpus.town import (
+from llm_course.batches.sentence_pairs import (
+    Pair,
+    SentencePairBatches,
+    SentencePairEvaluation,
+    pair_batch,
+)
+from llm_course.losses.masked import INPUTS, bert_loss_fn, mlm_loss
+from llm_course.presets import BERT_PRESETS
+from llm_course.recipes.fill_mask import fill_mask
+from llm_course.recipes.pretrain_bert import accuracies, encoded, masking_of
+from llm_course.training.evaluate import loss_sums
+from llm_lab.checks import ch10
+from llm_lab.counting.ngram_gap import GapModel
+from llm_lab.pictures.attention import attention_maps, attention_view
+from llm_lab.pictures.curves import plot_bars, plot_losses
+from llm_lab.pictures.head_measures import best_head, relation_mass
+from llm_lab.pictures.measured import measured
+from llm_lab.results import load_checkpoint, load_result
+from llm_town import (
     ParseError,
     facts_hold,
     generate_documents,
@@ -42,28 +57,13 @@ from llm_course.corpus.town import (
     parse,
     split_sentences,
 )
-from llm_course.corpus.town.conditionals import (
+from llm_town.conditionals import (
     conditional,
     given,
     word_spans,
 )
-from llm_course.corpus.town.references import references
-from llm_course.corpus.town.tasks import next_sentence
-from llm_course.objectives.masked import INPUTS, bert_loss_fn, mlm_loss
-from llm_course.objectives.sentence_pairs import (
-    Pair,
-    SentencePairBatches,
-    SentencePairEvaluation,
-    pair_batch,
-)
-from llm_course.presets import BERT_PRESETS
-from llm_course.runs.fill_mask import fill_mask
-from llm_course.runs.pretrain_bert import accuracies, encoded, masking_of
-from llm_course.training.metrics import loss_sums
-from llm_course.visualize.attention import attention_maps, attention_view
-from llm_course.visualize.curves import plot_bars, plot_losses
-from llm_course.visualize.heads import best_head, relation_mass
-from llm_course.visualize.measured import measured
+from llm_town.references import references
+from llm_town.tasks import next_sentence
 
 torch.set_num_threads(1)
 

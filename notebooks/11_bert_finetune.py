@@ -21,8 +21,8 @@
 # another, measure whether a model knows how sure it may be, and read its mistakes.
 #
 # **Needs** [chapter 10](10_bert_pretrain.ipynb). **Runs** in 90 seconds on one core.
-# **Source** {cite:p}`devlin2019`; `llm_course/runs/finetune.py`, `llm_course/models/heads.py`,
-# `llm_course/objectives/labelled.py`.
+# **Source** {cite:p}`devlin2019`; `llm_course/recipes/finetune.py`, `llm_course/models/heads.py`,
+# `llm_course/batches/labelled.py`.
 #
 # B4, B5 and B6 are ids of steps in the article that this course follows. The
 # [source map](../book/source_map.md) lists them.
@@ -42,46 +42,46 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from llm_course import BERTConfig
-from llm_course.bench.baselines import (
-    bag_of_words,
-    bare_scores,
-    dictionary,
-    question_rule,
-    ruled_answer,
+from llm_course.batches.labelled import (
+    answer_loss_fn,
+    classification_loss_fn,
 )
-from llm_course.bench.finetune_runs import (
-    OWN_START,
-    PLANS,
-    WAYS,
-    best_bag,
-    settings,
-)
-from llm_course.bench.probes import hidden_states
-from llm_course.bench.results import load_checkpoint, load_result
-from llm_course.checks import ch11
 from llm_course.configs import BERTLabelConfig
-from llm_course.corpus.labelled import HeldOut, town_examples, town_splits
-from llm_course.corpus.town.document import BAD, GOOD
-from llm_course.corpus.town.grammar import town
-from llm_course.corpus.town.tasks import sentiment
+from llm_course.data.examples import HeldOut, town_examples, town_splits
 from llm_course.errors import HeldOutError
 from llm_course.models.heads import (
     BERTForQuestionAnswering,
     BERTForSequenceClassification,
     BERTForTokenClassification,
 )
-from llm_course.objectives.labelled import (
-    answer_loss_fn,
-    classification_loss_fn,
-)
-from llm_course.runs.finetune import prepare_finetune
+from llm_course.recipes.finetune import prepare_finetune
 from llm_course.training.scores import (
     calibration_bins,
     calibration_error,
     entity_scores,
 )
-from llm_course.visualize.curves import plot_bars
-from llm_course.visualize.measured import measured
+from llm_lab.checks import ch11
+from llm_lab.counting.baselines import (
+    bag_of_words,
+    bare_scores,
+    dictionary,
+    question_rule,
+    ruled_answer,
+)
+from llm_lab.counting.probes import hidden_states
+from llm_lab.finetune_plans import (
+    OWN_START,
+    PLANS,
+    WAYS,
+    best_bag,
+    settings,
+)
+from llm_lab.pictures.curves import plot_bars
+from llm_lab.pictures.measured import measured
+from llm_lab.results import load_checkpoint, load_result
+from llm_town.document import BAD, GOOD
+from llm_town.grammar import town
+from llm_town.tasks import sentiment
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
@@ -1315,7 +1315,7 @@ PUBLISHED = False  # True: downloads 440 MB; use a GPU
 if PUBLISHED:
     from datasets import load_dataset
 
-    from llm_course.corpus.labelled import Splits, TextExample
+    from llm_course.data.examples import Splits, TextExample
 
     reviews = load_dataset("stanfordnlp/sst2")
     texts = {

@@ -20,7 +20,7 @@
 # the guesses, and learn in which units to compare two language models.
 #
 # **Needs** Python, matrices, the softmax of [chapter 00](00_setup.ipynb). **Runs** in 40 seconds on one core.
-# **Source** {cite:p}`radford2018,radford2019`; `llm_course/objectives/causal.py`,
+# **Source** {cite:p}`radford2018,radford2019`; `llm_course/losses/causal.py`,
 # `llm_course/models/gpt.py`.
 #
 # Names such as F12 and F13 in docstrings are ids of formulas in the article that this course
@@ -42,10 +42,10 @@ import torch
 from matplotlib.colors import LogNorm
 
 from llm_course import GPT, GPTConfig
-from llm_course.checks import ch12
-from llm_course.corpus.town import generate_documents
-from llm_course.objectives.causal import causal_lm_loss
-from llm_course.visualize.measured import measured
+from llm_course.losses.causal import causal_lm_loss
+from llm_lab.checks import ch12
+from llm_lab.pictures.measured import measured
+from llm_town import generate_documents
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@
 # that it writes.
 #
 # **Needs** [chapter 12](12_gpt_objective.ipynb). **Runs** in 90 seconds on one core.
-# **Source** {cite:p}`radford2019,sennrich2016`; `llm_course/corpus/town`,
+# **Source** {cite:p}`radford2019,sennrich2016`; `llm_town`,
 # `llm_course/training/loop.py`.
 
 # %% [markdown]
@@ -33,18 +33,18 @@ import matplotlib.pyplot as plt
 import torch
 
 from llm_course import GPT, GPTConfig, Tokenizer, TrainConfig, train
-from llm_course.bench.results import load_result
-from llm_course.checks import ch13
-from llm_course.corpus.ngram import NgramModel
-from llm_course.corpus.town import generate_documents, tokenize
-from llm_course.objectives.batching import DocumentBatches, PaddedBatches
-from llm_course.objectives.causal import causal_lm_loss, causal_loss_fn
-from llm_course.runs.judge import judge
-from llm_course.runs.sample import sample_texts
-from llm_course.training.metrics import evaluate, loss_sums
-from llm_course.visualize.attention import attention_maps
-from llm_course.visualize.curves import plot_losses
-from llm_course.visualize.measured import measured
+from llm_course.batches.batching import DocumentBatches, PaddedBatches
+from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
+from llm_course.recipes.sample import sample_texts
+from llm_course.training.evaluate import evaluate, loss_sums
+from llm_lab.checks import ch13
+from llm_lab.counting.ngram import NgramModel
+from llm_lab.pictures.attention import attention_maps
+from llm_lab.pictures.curves import plot_losses
+from llm_lab.pictures.measured import measured
+from llm_lab.results import load_result
+from llm_town import generate_documents, tokenize
+from llm_town.judge import judge
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from browser_pages import Watched, chromium, document, opened
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--no-shape-checks"):
         from jaxtyping import install_import_hook
 
-        install_import_hook("llm_course", "shape_checks.check")
+        install_import_hook(["llm_course", "llm_lab"], "shape_checks.check")
     import torch
 
     torch.set_num_threads(1)

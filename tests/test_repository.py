@@ -24,16 +24,19 @@ LONGEST_FUNCTION = 40  # lines without the docstring
 LONG_FILES: dict[str, str] = {}
 MISTAKES = "most of its lines are a table of diagnosed mistakes"
 LONG_FUNCTIONS = {
-    "llm_course/checks/ch07.py:check_cross_attention": MISTAKES,
-    "llm_course/checks/ch07.py:check_decoder_masks": MISTAKES,
-    "llm_course/checks/ch07.py:check_smoothed_loss": MISTAKES,
-    "llm_course/checks/ch07.py:_check_shift": MISTAKES,
+    "llm_lab/checks/ch07.py:check_cross_attention": MISTAKES,
+    "llm_lab/checks/ch07.py:check_decoder_masks": MISTAKES,
+    "llm_lab/checks/ch07.py:check_smoothed_loss": MISTAKES,
+    "llm_lab/checks/ch07.py:_check_shift": MISTAKES,
     "llm_course/generation/decode.py:generate": "15 lines are its signature, which is public",
-    "llm_course/runs/finetune.py:prepare_finetune": "19 lines are its signature, which is public",
+    "llm_course/recipes/finetune.py:prepare_finetune": "19 lines are its public signature",
 }
 
-PACKAGE = sorted((ROOT / "llm_course").rglob("*.py"))
-CODE = PACKAGE + sorted(p for d in ("tools", "tests", "notebooks") for p in (ROOT / d).glob("*.py"))
+FOLDERS = ("llm_town", "llm_course", "llm_lab", "experiments")
+PACKAGE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+CODE = PACKAGE + sorted(
+    p for d in ("tools", "tests", "notebooks") for p in (ROOT / d).rglob("*.py")
+)
 TEXT = CODE + sorted(
     path
     for pattern in ("*.md", "*.yml", "*.toml", "Makefile", "book/**/*.md", ".github/**/*.yml")
@@ -177,7 +180,7 @@ FORBIDDEN = {
     "a registry host": re.compile(r"\b(pypi\.org|files\.python" + r"hosted|test\.py" + r"pi)\b"),
 }
 # These hold such words as samples of what is refused.
-SAMPLES = {"tests/test_book_notebooks.py", "tests/test_repository.py", "tools/hygiene.py"}
+SAMPLES = {"tests/book/test_notebooks.py", "tests/test_repository.py", "tools/hygiene.py"}
 
 
 @pytest.mark.parametrize("path", [p for p in TEXT if relative(p) not in SAMPLES], ids=relative)
@@ -196,22 +199,24 @@ def test_forbidden_words_are_found() -> None:
 # Rooms
 
 INTRUDERS = {  # file -> an import that breaks the contract named beside it
-    "corpus/records.py": ("import llm_course.models.layers", "Each room imports only"),
-    "models/gpt.py": ("import llm_course.models.bert", "The model files do not import"),
-    "models/t5.py": ("import llm_course.objectives", "Models know neither"),
-    "models/layers.py": ("import llm_course.configs", "What the papers share"),
-    "training/optim.py": ("import llm_course.models.layers", "Training imports no model"),
-    "generation/request.py": ("import transformers", "transformers is imported only"),
-    "tokenizers/library.py": ("import datasets", "datasets is imported only"),
-    "configs.py": ("import torch", "Settings and text need"),
+    "llm_town/parse.py": ("import llm_course", "The four folders"),
+    "llm_course/data/records.py": ("import llm_course.models.layers", "Each room imports only"),
+    "llm_course/models/gpt.py": ("import llm_course.models.bert", "The model files do not import"),
+    "llm_course/models/t5.py": ("import llm_course.losses", "Models know neither"),
+    "llm_course/models/layers.py": ("import llm_course.configs", "What the papers share"),
+    "llm_course/training/optim.py": ("import llm_course.models.layers", "Training imports no"),
+    "llm_course/generation/request.py": ("import transformers", "transformers is imported only"),
+    "llm_course/tokenizers/library.py": ("import datasets", "datasets is imported only"),
+    "llm_course/configs.py": ("import torch", "Settings and text need"),
 }
 
 
 def test_each_contract_of_the_rooms_can_break(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "llm_course", tmp_path / "llm_course")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / ".importlinter", tmp_path)
     for name, (line, _) in INTRUDERS.items():
-        path = tmp_path / "llm_course" / name
+        path = tmp_path / name
         path.write_text(f"{path.read_text(encoding='utf-8')}\n\ndef f():\n    {line}\n")
     run = subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--no-cache"],

@@ -92,11 +92,12 @@ def _tests(body: list[ast.stmt], prefix: str, inherited: list[str]) -> Iterator[
 
 
 def covered_by_tests(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
-    """Id -> the tests (`file.py::test_name`) that declare it."""
+    """Id -> the tests (`room/file.py::test_name`) that declare it."""
     found: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(folder.glob("test_*.py")):
-        module = ast.parse(path.read_text(encoding="utf-8"), path.name)
-        for source_id, name in _tests(module.body, path.name, []):
+    for path in sorted(folder.rglob("test_*.py")):
+        place = path.relative_to(folder).as_posix()
+        module = ast.parse(path.read_text(encoding="utf-8"), place)
+        for source_id, name in _tests(module.body, place, []):
             found[source_id].append(name)
     return dict(found)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from llm_course.errors import ConfigError
 
 COMMANDS: dict[str, type] = {}
 
@@ -26,7 +30,7 @@ class Doctor:
     """Say what this machine has: versions, processor, GPU, and the preset that suits it."""
 
     def run(self) -> None:
-        from llm_course.runs.doctor import report
+        from llm_course.recipes.doctor import report
 
         print(report())
 
@@ -136,7 +140,7 @@ class PretrainGPT(_Pretrain):
     """Trained on the training text. Town, csv, json and hub data need bpe, word or char."""
 
     def run(self) -> None:
-        from llm_course.runs.pretrain import pretrain_gpt_command
+        from llm_course.recipes.pretrain_gpt import pretrain_gpt_command
 
         pretrain_gpt_command(**self.options())
 
@@ -162,7 +166,7 @@ class PretrainBERT(_Pretrain):
     """Choose whole words to be hidden, not their pieces."""
 
     def run(self) -> None:
-        from llm_course.runs.pretrain_bert import pretrain_bert_command
+        from llm_course.recipes.pretrain_bert import pretrain_bert_command
 
         pretrain_bert_command(**self.options())
 
@@ -250,7 +254,7 @@ class FinetuneBERT:
     """Of the new head, dropout, the order of the data, the split and Town."""
 
     def run(self) -> None:
-        from llm_course.runs.finetune_command import finetune_command
+        from llm_course.recipes.finetune_command import finetune_command
 
         finetune_command(**dataclasses.asdict(self))
 
@@ -288,7 +292,7 @@ class Predict:
     """auto: cuda, else mps, else cpu."""
 
     def run(self) -> None:
-        from llm_course.runs.predict import predict_command
+        from llm_course.recipes.predict import predict_command
 
         predict_command(**dataclasses.asdict(self))
 
@@ -311,7 +315,7 @@ class FillMask:
     """auto: cuda, else mps, else cpu."""
 
     def run(self) -> None:
-        from llm_course.runs.fill_mask import fill_mask_command
+        from llm_course.recipes.fill_mask import fill_mask_command
 
         fill_mask_command(**dataclasses.asdict(self))
 
@@ -346,7 +350,7 @@ class Generate:
     """Of the draws, where --temperature is above 0."""
 
     def run(self) -> None:
-        from llm_course.runs.sample import generate_command
+        from llm_course.recipes.sample import generate_command
 
         generate_command(**dataclasses.asdict(self))
 
@@ -370,6 +374,10 @@ class Record:
     """Where the text files of the runs lie."""
 
     def run(self) -> None:
-        from llm_course.bench.record import record_command
+        clone = Path(__file__).resolve().parents[2]
+        if not (clone / "experiments").is_dir():
+            raise ConfigError(f"record needs a clone of the course, {clone} holds no experiments/")
+        sys.path.insert(0, str(clone))  # its scripts are not part of the installed package
+        from experiments.record import record_command
 
         record_command(**dataclasses.asdict(self))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.configs import BERTConfig
+from llm_course.models.files import FileLayout, PretrainedModel
 from llm_course.models.layers import (
     ACTIVATION_FUNCTIONS,
     FeedForward,
@@ -20,7 +21,6 @@ from llm_course.models.layers import (
     check_length,
     padding_mask,
 )
-from llm_course.models.pretrained import FileLayout, PretrainedModel
 from llm_course.shapes import Float, Int, Mask
 
 INIT_STD = 0.02

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.models.cache import EncoderDecoderCache
+from llm_course.models.files import PretrainedModel
 from llm_course.models.layers import padding_mask
-from llm_course.models.pretrained import PretrainedModel
 from llm_course.shapes import Float, Int, Mask
 
 KeysValues = tuple[Tensor, Tensor]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.configs import GPTConfig
+from llm_course.models.files import FileLayout, PretrainedModel, Stored, read_settings
 from llm_course.models.layers import (
     FeedForward,
     KVCache,
@@ -23,7 +24,6 @@ from llm_course.models.layers import (
     check_length,
     padding_mask,
 )
-from llm_course.models.pretrained import FileLayout, PretrainedModel, Stored, read_settings
 from llm_course.shapes import Float, Int, Mask
 
 INIT_STD = 0.02

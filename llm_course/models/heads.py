@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llm_course.configs import BERTConfig, BERTLabelConfig
 from llm_course.errors import ConfigError
 from llm_course.models.bert import INIT_STD, LAYOUT, BERTBody, Pooler
-from llm_course.models.layout import FileLayout, read_settings, write_settings
+from llm_course.models.layouts import FileLayout, read_settings, write_settings
 from llm_course.shapes import Float, Int
 
 PRETRAINING = r"^cls\."  # the heads of a pretrained file, which these models do not have

@@ -18,6 +18,7 @@ from llm_course.configs import T5Config
 from llm_course.errors import ConfigError
 from llm_course.models.cache import EncoderDecoderCache, LayerCache
 from llm_course.models.encoder_decoder import EncoderDecoder, KeysValues
+from llm_course.models.files import FileLayout, read_settings, write_settings
 from llm_course.models.layers import (
     ACTIVATION_FUNCTIONS,
     MultiHeadAttention,
@@ -25,7 +26,6 @@ from llm_course.models.layers import (
     combine_masks,
     padding_mask,
 )
-from llm_course.models.pretrained import FileLayout, read_settings, write_settings
 from llm_course.shapes import Float, Int, Mask
 
 

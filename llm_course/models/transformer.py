@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llm_course.configs import TransformerConfig
 from llm_course.models.cache import EncoderDecoderCache, LayerCache
 from llm_course.models.encoder_decoder import EncoderDecoder, KeysValues
+from llm_course.models.files import FileLayout, read_settings
 from llm_course.models.layers import (
     FeedForward,
     MultiHeadAttention,
@@ -23,7 +24,6 @@ from llm_course.models.layers import (
     check_length,
     padding_mask,
 )
-from llm_course.models.pretrained import FileLayout, read_settings
 from llm_course.shapes import Float, Int, Mask
 
 ATTENTION = ("w_q", "w_k", "w_v", "w_o")

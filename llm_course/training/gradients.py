@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_course.training.distributed import all_sum, gradients_shared, world_size
-from llm_course.training.metrics import Batch, LossFunction, Terms, stack_terms, wide
-from llm_course.training.precision import Precision
+from llm_course.training.devices import Precision
+from llm_course.training.evaluate import Batch, LossFunction, Terms, stack_terms, wide
+from llm_course.training.parallel import all_sum, gradients_shared, world_size
 
 
 class LossModule(nn.Module):

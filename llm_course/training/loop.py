@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import ConfigError, DataError
-from llm_course.training import distributed, snapshot
+from llm_course.training import parallel, snapshot
+from llm_course.training.devices import choose_device, choose_precision
+from llm_course.training.evaluate import Batch, LossFunction, evaluate, to_device, tokens_in
 from llm_course.training.gradients import LossModule, Totals, accumulate
 from llm_course.training.interrupt import Interrupts
 from llm_course.training.memory import keep_freed_memory
-from llm_course.training.metrics import Batch, LossFunction, evaluate, to_device, tokens_in
 from llm_course.training.optim import (
     clip_gradients,
     learning_rate,
@@ -28,7 +29,6 @@ from llm_course.training.optim import (
     set_learning_rate,
     trainable,
 )
-from llm_course.training.precision import choose_device, choose_precision
 from llm_course.training.run_directory import RunDirectory
 from llm_course.training.state import Progress, RandomStream, load_model_tensors, model_tensors
 
@@ -153,22 +153,22 @@ class _Run(snapshot.Run):
     def start(self, stack: ExitStack, device: torch.device, out: Path | None, resume: bool) -> None:
         """Everything before the first update; what is opened here closes with `stack`."""
         config, self.out = self.config, out
-        self.device = distributed.join(device)
+        self.device = parallel.join(device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        if out is not None and distributed.rank() == 0:
+        if out is not None and parallel.rank() == 0:
             self.directory = RunDirectory(out, resume)
             stack.callback(self.directory.close)
         self.random = RandomStream(self.device)
-        stack.enter_context(self.random.training(config.seed + distributed.rank()))
+        stack.enter_context(self.random.training(config.seed + parallel.rank()))
         stack.enter_context(self.interrupts.caught())
         self.precision = choose_precision(self.device, config.precision)
         self.scaler = self.precision.scaler()
         self.model.to(self.device)
         self.loss_module = LossModule(self.model, self.loss_fn)
         blocks: list[nn.Module] = getattr(self.model, "blocks", list)()
-        self.shared = distributed.parallelise(self.loss_module, blocks, config.parallel)
-        self.sharded = distributed.is_sharded(self.shared)
+        self.shared = parallel.parallelise(self.loss_module, blocks, config.parallel)
+        self.sharded = parallel.is_sharded(self.shared)
         if config.compile:
             self.shared.compile()
         self.optimizers = make_optimizers(self.model, config)
@@ -239,10 +239,10 @@ class _Run(snapshot.Run):
         """This process's batches of the next update, and the tokens of all processes'."""
         mine: list[Batch] = []
         tokens = 0
-        for i in range(self.config.accumulation * distributed.world_size()):
+        for i in range(self.config.accumulation * parallel.world_size()):
             batch = self._next_batch()
             tokens += tokens_in(batch)
-            if i % distributed.world_size() == distributed.rank():
+            if i % parallel.world_size() == parallel.rank():
                 mine.append(to_device(batch, self.device))
         return mine, tokens
 
@@ -330,7 +330,7 @@ class _Run(snapshot.Run):
 
     def leave_if_asked(self) -> None:
         """After a signal to any process: save what is not saved yet, and leave."""
-        number = distributed.largest(self.interrupts.received, self.device)
+        number = parallel.largest(self.interrupts.received, self.device)
         if number:
             if self.out is not None:
                 self.save()

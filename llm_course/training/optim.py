@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import ConfigError
-from llm_course.training.distributed import own_part, whole
+from llm_course.training.parallel import own_part, whole
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 TABLES = (nn.Embedding, nn.EmbeddingBag)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import CheckpointError
-from llm_course.training import distributed
+from llm_course.training import parallel
 from llm_course.training.checkpoint import (
     canonical_json,
     checkpoint_path,
@@ -73,7 +73,7 @@ def made_with(run: Run) -> dict[str, Any]:
         "model": describe(getattr(run.model, "config", None)),
         "tokenizer": tokenizer_hash(run.tokenizer),
         "data": fingerprint() if callable(fingerprint) else fingerprint,
-        "batches_per_update": run.config.accumulation * distributed.world_size(),
+        "batches_per_update": run.config.accumulation * parallel.world_size(),
         "frozen_tensors": sum(not p.requires_grad for p in run.model.parameters()),
     }
 
@@ -82,7 +82,7 @@ def save(run: Run) -> None:
     """Write the checkpoint of the present step; all processes take part, the first one writes."""
     model = model_tensors(run.model)
     optimizer = optimizer_tensors(run.model, run.optimizers)
-    random = [distributed.gather(state, run.device) for state in run.random.states()]
+    random = [parallel.gather(state, run.device) for state in run.random.states()]
     if run.directory is None:
         return
     settings = made_with(run)
@@ -144,7 +144,7 @@ def _choose(run: Run) -> Path | None:
         path = latest_checkpoint(root)
         set_aside_newer(root, path)
         step = -1 if path is None else int(path.name[5:])
-    step = distributed.largest(step, run.device)
+    step = parallel.largest(step, run.device)
     if step < 0 or run.out is None:
         return None
     return checkpoint_path(run.out / "checkpoints", step)
@@ -163,9 +163,9 @@ def _read_state(path: Path) -> Mapping[str, Any]:
 
 def _restore_random(run: Run, saved: list[list[str]]) -> None:
     """Each process its own state; where their number changed, dropout is drawn afresh."""
-    if any(len(states) != distributed.world_size() for states in saved):
+    if any(len(states) != parallel.world_size() for states in saved):
         return
-    mine = [states[distributed.rank()] for states in saved]
+    mine = [states[parallel.rank()] for states in saved]
     if len(mine) == len(run.random.states()):  # else it was saved on another kind of device
         tensors = [torch.frombuffer(bytearray.fromhex(s), dtype=torch.uint8) for s in mine]
         run.random.restore(tensors)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import CheckpointError
-from llm_course.training.distributed import sharded_as, whole
 from llm_course.training.optim import trainable
+from llm_course.training.parallel import sharded_as, whole
 
 # These may change when a run is resumed: they say where, how often and how long, not what is
 # computed. max_steps joins them when the schedule does not depend on it. Of accumulation only its

@@ -1,1 +1,0 @@
-"""Recorded long runs and the comparison with other libraries."""

@@ -1,1 +1,0 @@
-"""Text and labelled tasks: the generated Town, and readers of files and hub data sets."""

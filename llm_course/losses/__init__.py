@@ -1,0 +1,1 @@
+"""From logits and labels to a sum and the count of its labels."""

@@ -1,1 +1,0 @@
-"""From ids to training examples and losses."""

@@ -1,0 +1,45 @@
+"""What this machine has, and with which preset to begin."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "datasets", "tyro", "transformers")
+
+
+def report() -> str:
+    """Versions, processor, GPU, precision and preset, as lines of text."""
+    import torch
+
+    from llm_course import __version__
+
+    lines = [f"llm_course    {__version__}", f"Python        {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            lines.append(f"{name:<13} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{name:<13} missing")
+    lines.append(f"processor     {platform.machine()}, {os.cpu_count()} cores")
+    lines.append(f"torch threads {torch.get_num_threads()}")
+    lines += _accelerator()
+    return "\n".join(lines)
+
+
+def _accelerator() -> list[str]:
+    import torch
+
+    from llm_course.training.devices import choose_precision
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        memory = properties.total_memory / 2**30
+        lines = [f"GPU           {properties.name}, {memory:.0f} GiB"]
+        device, preset = "cuda", "h200" if memory > 70 else "t4"
+    elif torch.backends.mps.is_available():
+        lines, device, preset = ["GPU           Apple (mps)"], "mps", "cpu"
+    else:
+        lines, device, preset = ["GPU           none"], "cpu", "cpu"
+    precision = choose_precision(device)
+    return [*lines, f"precision     {precision}", f"begin with    --preset {preset}"]

@@ -1,0 +1,71 @@
+"""`llm-course fill-mask`: what a BERT expects in place of [MASK]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from llm_course.errors import ConfigError
+from llm_course.models.bert import BERT
+from llm_course.recipes.sample import model_type
+from llm_course.tokenizers.library import Tokenizer
+from llm_course.training.devices import choose_device
+
+
+class Guess(NamedTuple):
+    """A token in place of [MASK], and its probability."""
+
+    token: str
+    probability: float
+
+
+def load_bert(directory: str | Path) -> tuple[BERT, Tokenizer]:
+    """A BERT with its pretraining heads and the tokenizer beside it; their sizes must agree."""
+    path = Path(directory)
+    kind = model_type(path)
+    if kind != "bert":
+        raise ConfigError(f"this needs a BERT (model_type 'bert'), {path} holds {kind!r}")
+    tokenizer = Tokenizer.load(path)
+    model = BERT.from_pretrained(path, dtype=torch.float32)  # a file may be in float16
+    tokenizer.check_fits(model.config)
+    return model, tokenizer
+
+
+def fill_mask(model: BERT, tokenizer: Tokenizer, text: str, top: int = 5) -> list[list[Guess]]:
+    """For each [MASK] of a text the `top` likeliest tokens, likeliest first.
+
+    `ConfigError` for a text without [MASK], one that is too long, or `top` out of range.
+    """
+    if not 1 <= top <= len(tokenizer):
+        raise ConfigError(f"top must be from 1 to {len(tokenizer)}, got {top}")
+    ids = tokenizer.encode(text, add_special=True, parse_special=True)
+    places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
+    if not places:
+        raise ConfigError(f"text must hold [MASK] at least once, got {text!r}")
+    if len(ids) > model.config.n_positions:
+        raise ConfigError(
+            f"text must be at most {model.config.n_positions} tokens with [CLS] and [SEP], "
+            f"got {len(ids)}"
+        )
+    row = torch.tensor([ids], device=next(model.parameters()).device)
+    with torch.no_grad():
+        logits = model.mlm_head(model.hidden(row)[0, places])
+    best = logits[:, : len(tokenizer)].softmax(-1).topk(top)
+    return [
+        [Guess(tokenizer.token(i), p) for p, i in zip(row_p, row_i)]
+        for row_p, row_i in zip(best.values.tolist(), best.indices.tolist())
+    ]
+
+
+def fill_mask_command(*, model: str, text: str, top: int, device: str) -> None:
+    """What the command line does."""
+    bert, tokenizer = load_bert(model)
+    bert.to(choose_device(device))
+    guesses = fill_mask(bert, tokenizer, text, top)
+    for number, row in enumerate(guesses, 1):
+        if len(guesses) > 1:
+            print(f"[MASK] number {number}")
+        for guess in row:
+            print(f"{guess.probability:8.3f}  {guess.token}")

@@ -1,0 +1,105 @@
+"""`llm-course generate`: continue a prompt with a model from a run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_course.configs import MAX_SEED
+from llm_course.errors import ConfigError, DataError
+from llm_course.generation.decode import generate
+from llm_course.models.gpt import GPT
+from llm_course.tokenizers.library import Tokenizer
+from llm_course.training.devices import choose_device
+
+
+def model_type(path: Path) -> object:
+    """What kind of model a directory says that it holds; `DataError` where there is none."""
+    if not (path / "config.json").is_file():
+        inside = path / "model"
+        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+        raise DataError(f"{path} holds no model (no config.json){hint}")
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path / 'config.json'}: not JSON: {error}") from error
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
+    """A GPT and the tokenizer that lies beside it; their sizes must agree."""
+    path = Path(directory)
+    kind = model_type(path)
+    if kind != "gpt2":
+        raise ConfigError(f"generate needs a GPT (model_type 'gpt2'), {path} holds {kind!r}")
+    tokenizer = Tokenizer.load(path)
+    model = GPT.from_pretrained(path)
+    tokenizer.check_fits(model.config)
+    return model.eval(), tokenizer
+
+
+def sample_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str = "",
+    samples: int = 1,
+    max_new_tokens: int = 120,
+    seed: int = 0,
+    **options: Any,
+) -> list[str]:
+    """Continuations of a prompt as texts; a document ends at EOS. Options go to `generate`."""
+    if samples < 1:
+        raise ConfigError(f"samples must be at least 1, got {samples}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed must be from 0 to {MAX_SEED}, got {seed}")
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    prompt_ids = bos + (tokenizer.encode(prompt) if prompt else [])
+    if not prompt_ids:
+        raise ConfigError("prompt must not be empty: this tokenizer has no token for a beginning")
+    device = next(model.parameters()).device
+    rows = torch.tensor([prompt_ids] * samples, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    room = model.config.n_positions - len(prompt_ids)
+    ids = generate(
+        model,
+        rows,
+        max_new_tokens=min(max_new_tokens, room) if room > 0 else max_new_tokens,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        generator=generator,
+        **options,
+    )
+    texts = []
+    for row in ids.tolist():
+        new = row[len(bos) :]
+        if tokenizer.eos_id in new:
+            new = new[: new.index(tokenizer.eos_id)]
+        texts.append(tokenizer.decode(new))
+    return texts
+
+
+def generate_command(*, model: str, device: str, samples: int, **options: Any) -> None:
+    """What the command line does: load, sample, print."""
+    chosen = choose_device(device)
+    if samples > 1 and not options["temperature"]:
+        raise ConfigError(
+            f"samples = {samples} would all be the same text at temperature 0: raise --temperature"
+        )
+    network, tokenizer = load_for_generation(model)
+    network.to(chosen)
+    texts = sample_texts(network, tokenizer, samples=samples, **options)
+    for number, text in enumerate(texts, start=1):
+        if samples > 1:
+            print(f"--- {number} ---")
+        print(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, so that no sample can steer a terminal."""
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )

@@ -1,1 +1,0 @@
-"""A whole run: a preset and data in, a run directory out."""

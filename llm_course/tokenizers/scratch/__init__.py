@@ -1,0 +1,1 @@
+"""Tokenizers written out, as chapter 03 teaches them."""

@@ -1,0 +1,1 @@
+"""What the book needs beside the models: checks, pictures, costs, counting, recorded results."""

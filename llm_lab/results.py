@@ -1,0 +1,117 @@
+"""Read what a recorded run has measured, and the checkpoint that it has kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from llm_course.errors import DataError
+
+RESULTS = Path(__file__).parents[1] / "results"  # of a clone
+# Where a notebook in Colab finds them: there the package is installed without its repository.
+ADDRESS = "https://raw.githubusercontent.com/llm-course/llm_course/v0.1.0/results"
+
+
+def load_result(name: str, directory: Path = RESULTS) -> dict[str, Any]:
+    """The stored result of a recorded run, from the clone or, where there is none, from its host.
+
+    Raises `DataError` for a name that is no name of a run, and when the result is nowhere.
+    """
+    _check_name(name)
+    path = directory / f"{name}.json"
+    try:
+        if directory.is_dir():
+            text = path.read_text(encoding="utf-8")
+        else:
+            with urllib.request.urlopen(f"{ADDRESS}/{name}.json", timeout=30) as answer:
+                text = answer.read().decode("utf-8")
+    except OSError as error:
+        raise DataError(
+            f"no stored result {name!r}: {error}; make it by `llm-course record --name {name}`"
+        ) from error
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+def load_checkpoint(name: str, directory: Path = RESULTS) -> Path:
+    """The directory of a recorded run's checkpoint, for `from_pretrained` and `Tokenizer.load`.
+
+    The weights lie there in float16: to train on, read them with `dtype=torch.float32`.
+    It is the clone's own or, where there is no clone, a copy in the user's cache, fetched once from
+    the host of the results. Every file is compared with the SHA-256 in the run's result, whenever
+    it is asked for.
+
+    Raises `DataError` for a run without a checkpoint, a file that is missing or is another one, and
+    when there is neither a clone nor a network.
+    """
+    hashes = load_result(name, directory).get("checkpoint")
+    if hashes is None:
+        raise DataError(f"the recorded run {name!r} has kept no checkpoint")
+    for file in hashes:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z]+)+", file):
+            raise DataError(f"a checkpoint has plain file names, got {file!r} in that of {name!r}")
+    if directory.is_dir():
+        _verify(directory / name, hashes, f"make it by `llm-course record --name {name}`")
+        return directory / name
+    # Of another version there are other files: each set has its own place.
+    version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+    kept = cache_directory() / f"{name}-{version}"
+    if not kept.is_dir():
+        _fetch(name, hashes, kept)
+    _verify(kept, hashes, f"delete {kept} and try again")
+    return kept
+
+
+def cache_directory() -> Path:
+    """Where fetched checkpoints lie: `$XDG_CACHE_HOME`, else `~/.cache`, and there `llm_course`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_course"
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise DataError(f"name must be letters, digits and _, got {name!r}")
+
+
+def _fetch(name: str, hashes: dict[str, str], kept: Path) -> None:
+    """Fetch all files, and put the directory in its place only when each is the right one."""
+    temporary = None
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=kept.parent, prefix=f".{name}-"))
+        for file in hashes:
+            with urllib.request.urlopen(f"{ADDRESS}/{name}/{file}", timeout=60) as answer:
+                (temporary / file).write_bytes(answer.read())
+        _verify(temporary, hashes, "try again later")
+        if not kept.is_dir():  # another process may have been faster
+            os.replace(temporary, kept)
+    except OSError as error:
+        raise DataError(
+            f"the checkpoint {name!r} could not be fetched from {ADDRESS}: {error}; try again, or "
+            f"make it by `llm-course record --name {name}` in a clone"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _verify(directory: Path, hashes: dict[str, str], what_to_do: str) -> None:
+    for file, expected in hashes.items():
+        try:
+            content = (directory / file).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{file} of the checkpoint {directory} cannot be read: {error}; {what_to_do}"
+            ) from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise DataError(
+                f"{file} of the checkpoint {directory} is not the file of the recorded run "
+                f"(SHA-256 {found[:12]}..., expected {expected[:12]}...); {what_to_do}"
+            )

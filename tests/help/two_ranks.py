@@ -1,0 +1,171 @@
+"""Two processes (gloo, on the CPU) against one: prints what differs, as JSON; more with `--all`.
+
+Every case is a pair of forked children, so torch is imported once. Float64, 20 updates, ragged
+labels, no dropout: what is left is rounding, 1e-12 at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from killed_run import start, wait
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from training_cases import (
+    ShuffledBatches,
+    TinyConfig,
+    TinyLM,
+    digest,
+    lm_loss,
+    reference_config,
+    two_losses,
+)
+
+from llm_course.training.loop import train
+from llm_course.training.parallel import rank
+from llm_course.training.state import model_tensors
+
+
+def mean_loss(model: Any, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
+    """The control: each batch's own mean, as DDP averages by default."""
+    total, count = lm_loss(model, batch)["lm"]
+    return {"lm": (total / count, 1)}
+
+
+def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **changes: Any) -> None:
+    """Train for 20 updates and write the weights and the last validation loss."""
+    model = TinyLM(TinyConfig(dropout=dropout)).double()
+    out = changes.pop("out", None)
+    config = reference_config(**{"max_steps": 20, "save_every": 0, **changes})
+    last = None
+    for last in train(
+        model,
+        ShuffledBatches(),
+        loss_fn,
+        config,
+        out=out,
+        resume=out is not None,
+        validation=ShuffledBatches(n=10, seed=5),  # three batches: two processes share unevenly
+    ):
+        if last.step == int(os.environ.get("STOP_AT", "-1")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if f"{rank()}:{last.step}" == os.environ.get("TERM_AT"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    weights = model_tensors(model)  # sharded models gather: all processes call it
+    if rank() == 0 and last is not None and last.validation is not None:
+        weights["validation"] = torch.tensor(last.validation["loss"], dtype=torch.float64)
+        save_file(weights, target)
+
+
+def one(target: Path, *args: Any, **kwargs: Any) -> list[int]:
+    return [wait(start(lambda: learn(target, *args, **kwargs)))]
+
+
+def two(target: Path, *args: Any, **kwargs: Any) -> list[int]:
+    """The same on two processes; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for number in range(2):
+
+        def work(number: int = number) -> None:
+            os.environ.update(
+                RANK=str(number),
+                LOCAL_RANK=str(number),
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            signal.alarm(60)  # a case that hangs dies
+            learn(target, *args, **kwargs)
+
+        pids.append(start(work))
+    return [wait(pid) for pid in pids]
+
+
+def difference(first: Path, second: Path) -> float:
+    """The largest difference relative to the largest value of each tensor."""
+    a, b = load_file(first), load_file(second)
+    if a.keys() != b.keys():
+        return float("inf")
+    return max(((a[n] - b[n]).abs().max() / b[n].abs().max()).item() for n in b)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def compare(what: str, loss_fn: Callable[..., Any], accumulation: int, mode: str) -> None:
+            status = one(folder / "one", loss_fn, accumulation=2 * accumulation)
+            status += two(folder / "two", loss_fn, accumulation=accumulation, parallel=mode)
+            report[what] = difference(folder / "two", folder / "one") if not any(status) else status
+
+        compare("ddp, one loss, accumulation", lm_loss, 2, "ddp")
+        compare("ddp, two losses", two_losses, 1, "ddp")
+        compare("ddp, two losses, accumulation", two_losses, 2, "ddp")
+        compare("fsdp, two losses, accumulation", two_losses, 2, "fsdp")
+        if "--all" in sys.argv:
+            compare("ddp, one loss", lm_loss, 1, "ddp")
+            compare("fsdp, one loss", lm_loss, 1, "fsdp")
+            compare("fsdp, one loss, accumulation", lm_loss, 2, "fsdp")
+            compare("fsdp, two losses", two_losses, 1, "fsdp")
+            report["ddp, killed and resumed"] = resumed(folder, "ddp")
+        one(folder / "one", lm_loss, accumulation=2)
+        two(folder / "two", mean_loss, accumulation=1)
+        report["control: mean of means"] = difference(folder / "two", folder / "one")
+        report["fsdp, killed and resumed"] = resumed(folder, "fsdp")
+        report["two processes, then one"] = fewer(folder)
+        report["SIGTERM to one of two"] = terminated(folder)
+    print(json.dumps(report))
+
+
+def resumed(folder: Path, mode: str) -> list[str]:
+    """With dropout: what differs after a kill from the unbroken run of two processes."""
+    kwargs: dict[str, Any] = {"dropout": 0.1, "save_every": 5, "parallel": mode}
+    two(folder / "w", lm_loss, out=folder / f"{mode}-whole", **kwargs)
+    os.environ["STOP_AT"] = "12"
+    two(folder / "w", lm_loss, out=folder / f"{mode}-broken", **kwargs)
+    del os.environ["STOP_AT"]
+    two(folder / "w", lm_loss, out=folder / f"{mode}-broken", **kwargs)
+    whole, broken = digest(folder / f"{mode}-whole"), digest(folder / f"{mode}-broken")
+    return [part for part in whole if whole[part] != broken[part]]
+
+
+def fewer(folder: Path) -> float:
+    """Two processes are killed, one goes on with twice the accumulation."""
+    kwargs: dict[str, Any] = {"save_every": 5, "out": folder / "fewer"}
+    os.environ["STOP_AT"] = "12"
+    two(folder / "two", lm_loss, accumulation=1, **kwargs)
+    del os.environ["STOP_AT"]
+    status = one(folder / "two", lm_loss, accumulation=2, **kwargs)
+    one(folder / "one", lm_loss, accumulation=2)
+    return difference(folder / "two", folder / "one") if not any(status) else float("inf")
+
+
+def terminated(folder: Path) -> dict[str, Any]:
+    """Both save and leave, and neither waits for the other for ever."""
+    os.environ["TERM_AT"] = "1:7"
+    began = time.perf_counter()
+    status = two(folder / "w", lm_loss, out=folder / "terminated")
+    del os.environ["TERM_AT"]
+    saved = [path.name for path in (folder / "terminated" / "checkpoints").iterdir()]
+    return {"status": status, "saved": saved, "seconds": round(time.perf_counter() - began, 1)}
+
+
+if __name__ == "__main__":
+    main()

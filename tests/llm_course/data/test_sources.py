@@ -1,0 +1,303 @@
+"""Documents from files: what is read, how it is split, and which errors say where."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llm_course.data.sources import (
+    Documents,
+    in_validation,
+    load_hub,
+    read_documents,
+    read_rows,
+    split_documents,
+    split_text,
+)
+from llm_course.errors import ConfigError, DataError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_text_is_read_by_lines_paragraphs_or_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufeffone\r\ntwo\r\n\n \n\nthree é\nfour")
+    assert read_documents(path) == ["one", "two", "three é", "four"]
+    assert read_documents(path, document="paragraph") == ["one\ntwo", "three é\nfour"]
+    assert read_documents([path], document="file") == ["one\ntwo\n\n \n\nthree é\nfour"]
+    assert read_documents(str(path), encoding="utf-8") == read_documents(path)
+    latin = write(tmp_path / "latin.txt", "caf\xe9\n".encode("latin-1"))
+    assert read_documents(latin, encoding="latin-1") == ["café"]
+
+
+def test_csv_and_tsv_are_read_as_the_text_they_hold(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\n007,1\nNA,2\n"a ""b"",\nc",3\n\n')
+    assert read_documents(path) == ["007", "NA", 'a "b",\nc']
+    assert read_documents(path, column="label") == ["1", "2", "3"]
+    assert list(read_rows(path, columns=["label"]))[1] == {"text": "NA", "label": "2"}
+    tsv = write(tmp_path / "a.tsv", 'x\ty\n"quoted\tas it is\n')
+    assert read_documents(tsv, column="x") == ['"quoted']
+
+
+def test_why_csv_is_not_read_by_datasets(tmp_path: Path) -> None:
+    """The control: it turns NA into nothing, and fills up a short row without a word."""
+    datasets = pytest.importorskip("datasets")
+    path = write(tmp_path / "a.csv", "text,label\nNA,2\nshort\n")
+    rows = list(datasets.load_dataset("csv", data_files=str(path), split="train", streaming=True))
+    assert rows == [{"text": None, "label": 2.0}, {"text": "short", "label": None}]
+    with pytest.raises(DataError, match="line 3: 1 fields, the header has 2"):
+        read_documents(path)
+
+
+def test_json_is_read_as_lines_or_as_one_list(tmp_path: Path) -> None:
+    lines = write(tmp_path / "a.jsonl", '{"text": "a\\u00e9", "n": 1}\n\n{"text": "b"}\n')
+    assert read_documents(lines) == ["aé", "b"]
+    whole = write(tmp_path / "a.json", '\n [{"q": "a", "n": 1},\n {"q": "b"}]')
+    assert read_documents(whole, column="q") == ["a", "b"]
+    also_lines = write(tmp_path / "b.json", '{"q": "a"}\n{"q": "b"}\n')
+    assert read_documents([whole, also_lines], column="q") == ["a", "b", "a", "b"]
+    assert list(read_rows(lines)) == [{"text": "aé", "n": 1}, {"text": "b"}]
+
+
+def test_parquet_is_read_through_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(tmp_path / "a.parquet"))
+    assert read_documents(tmp_path / "a.parquet") == ["a", "b"]
+    write(tmp_path / "b.parquet", b"no parquet at all")
+    with pytest.raises(DataError, match=r"b\.parquet"):
+        read_documents(tmp_path / "b.parquet")
+
+
+def test_a_hub_data_set_is_read_whole_or_streamed(tmp_path: Path) -> None:
+    """A local folder stands for the hub: the same loader reads both."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.csv", "text,label\none,1\ntwo,2\n")
+    write(folder / "test.csv", "text,label\nthree,3\n")
+    cache = tmp_path / "cache"
+    assert load_hub(str(folder), cache_dir=cache) == ["one", "two"]
+    streamed = load_hub(str(folder), split="test", streaming=True, cache_dir=cache)
+    assert isinstance(streamed, Documents)
+    assert [list(streamed), list(streamed)] == [["three"], ["three"]]
+    with pytest.raises(DataError, match="no column 'body'; there are 'text', 'label'"):
+        load_hub(str(folder), column="body", cache_dir=cache)
+    with pytest.raises(DataError, match=r"column 'label' holds . .int., expected text"):
+        load_hub(str(folder), column="label", cache_dir=cache)
+    with pytest.raises(DataError, match="cannot load split 'none'"):
+        load_hub(str(folder), split="none", cache_dir=cache)
+    with pytest.raises(DataError, match="cannot load split 'train'"):
+        load_hub("no-such-person/no-such-set", cache_dir=cache)
+
+
+def test_text_csv_and_json_need_no_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it now fails
+    assert read_documents(write(tmp_path / "a.txt", "a")) == ["a"]
+    assert read_documents(write(tmp_path / "a.csv", "text\na\n")) == ["a"]
+    assert read_documents(write(tmp_path / "a.json", '{"text": "a"}')) == ["a"]
+    with pytest.raises(DataError, match="pip install datasets"):
+        load_hub("someone/something")
+
+
+def test_streaming_reads_anew_each_time_and_holds_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    line = "some words of a long text " * 40 + "\n"
+    with path.open("w") as file:
+        file.writelines(f"{n} {line}" for n in range(3_000))
+    stream = read_documents(path, streaming=True)
+    assert isinstance(stream, Documents)
+    tracemalloc.start()
+    assert sum(1 for _ in stream) == sum(1 for _ in stream) == 3_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 3e6 > 10 * peak
+
+
+BAD = [
+    # name, content, arguments, message
+    ("a.txt", b"", {}, "is empty"),
+    ("a.txt", b" \n\n\t\n", {}, "no document with text"),
+    ("a.txt", b"\xef\xbb\xbf", {}, "no document with text"),
+    ("a.txt", b"good\nbad \xff\n", {}, "line 2, byte 5: 0xff is not utf-8"),
+    ("a.txt", b"caf\xe9", {}, "line 1, byte 4: 0xe9 is not utf-8"),
+    ("a.txt", b"a\nb\0c\n", {}, "line 2, byte 2: NUL"),
+    ("a.txt", "text".encode("utf-16"), {}, "UTF-16; convert"),
+    ("a.txt", b"a", {"column": "x"}, "column='x' is for csv and json"),
+    ("a.pdf", b"a", {}, "must end in one of .txt"),
+    ("a.csv", b"", {}, "is empty"),
+    ("a.csv", b"text,label\n", {}, "no document with text"),
+    ("a.csv", b"text,label\na,1\nb\n", {}, "line 3: 1 fields, the header has 2"),
+    ("a.csv", b'text,label\n"a\nb",1\nc,1,2\n', {}, "line 4: 3 fields, the header has 2"),
+    ("a.csv", b'text,label\n"a\nb,1\n', {}, "line 2: unexpected end of data"),
+    ("a.csv", b'text,label\n"a"b,1\n', {}, "line 2: ',' expected after"),
+    ("a.csv", b"text,text\na,1\n", {}, "line 1: column 'text' is there twice"),
+    ("a.csv", b"x,y\na,1\n", {}, "name the column with the text: one of 'x', 'y'"),
+    ("a.csv", b"x,y\na,1\n", {"column": "z"}, "line 2: no column 'z'; there are 'x', 'y'"),
+    ("a.csv", b"text,y\na,1\n\xff,1\n", {}, "line 3, byte 1: 0xff is not utf-8"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, r"line 2, column \d+: Expecting value"),
+    ("a.jsonl", b'{"text": "a"}\n["a"]\n', {}, "line 2: expected an object, got list"),
+    ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', {}, "line 2: column 'text' holds nothing"),
+    ("a.jsonl", b'{"text": 3}\n', {}, "line 1: column 'text' holds 3 .int., expected text"),
+    ("a.jsonl", b'{"text": "a", "text": "b"}\n', {}, "line 1: key 'text' is there twice"),
+    ("a.jsonl", b'{"text": "a"}\n{"x": "b"}\n', {}, "line 2: no column 'text'; there are 'x'"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', {}, "line 1: an escape is half of a surrogate pair"),
+    ("a.jsonl", b'{"text": ' + b"[" * 100_000, {}, "line 1: nested too deeply"),
+    ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", {}, "line 1: Exceeds the limit"),
+    ("a.json", b'[{"text": "a"},\n {"text": }]', {}, "line 2, column 11: Expecting value"),
+    ("a.json", b'[{"text": "a"}, 3]', {}, "item 2: expected an object, got int"),
+    ("a.json", b"[]", {}, "no document with text"),
+    ("a.json", b'[{"text": "a\xff"}]', {}, "line 1, byte 13: 0xff is not utf-8"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "options", "message"), BAD)
+def test_bad_files_are_refused_with_file_and_place(
+    tmp_path: Path, name: str, content: bytes, options: dict[str, str], message: str
+) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_documents(path, **options)  # type: ignore[call-overload]
+    assert str(caught.value).startswith(str(path))
+
+
+def test_missing_files_folders_and_unknown_settings_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "story.txt", "a")
+    with pytest.raises(DataError, match=r"storx\.txt: no such file; did you mean 'story\.txt'"):
+        read_documents(tmp_path / "storx.txt", streaming=True)  # at once, not when it is read
+    with pytest.raises(DataError, match=r"no such file; the folder .* is not there either"):
+        read_documents(tmp_path / "none" / "a.txt")
+    with pytest.raises(DataError, match="a folder"):
+        read_documents(tmp_path)
+    with pytest.raises(DataError, match="at least one file"):
+        read_documents([])
+    with pytest.raises(DataError, match="a text file has no columns"):
+        read_rows(tmp_path / "story.txt")
+    for encoding, message in (("utf-9", "that Python knows"), ("utf-16", "line end as one byte")):
+        with pytest.raises(ConfigError, match=message):
+            read_documents(tmp_path / "story.txt", encoding=encoding)
+    for share in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            split_documents(["a", "b"], share)
+    with pytest.raises(DataError, match="at least 2 different documents, got 1"):
+        split_documents(["a", "a "], 0.5)
+    with pytest.raises(DataError, match="a text of 1 characters is too short"):
+        split_text("a")
+
+
+def test_broken_records_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{\n\xff\n{"text": "b"}\n')
+    with pytest.warns(UserWarning, match="left out 2 broken records, first: line 2"):
+        assert read_documents(path, errors="skip") == ["a", "b"]
+    path = write(tmp_path / "a.csv", b"text,n\na,1\nb\n\xff,1\nc,1\n")
+    with pytest.warns(UserWarning, match="left out 2 broken records, first: line 3"):
+        assert read_documents(path, errors="skip") == ["a", "c"]
+    path = write(tmp_path / "b.csv", b"te\xff,n\na,1\nb,2\n")  # not a header, so no row has names
+    with pytest.warns(UserWarning, match="line 1"), pytest.raises(DataError, match="no document"):
+        read_documents(path, errors="skip")
+    path = write(tmp_path / "a.txt", b"a\n\xff\nb")
+    with pytest.warns(UserWarning, match="left out 1 broken records, first: line 2, byte 1"):
+        assert read_documents(path, errors="skip") == ["a", "b"]
+
+
+def test_long_lines_and_fields_are_read(tmp_path: Path) -> None:
+    long = "word " * 2_000_000
+    assert read_documents(write(tmp_path / "a.txt", long)) == [long]
+    assert read_documents(write(tmp_path / "a.csv", f"text\n{long}\n")) == [long]
+    assert read_documents(write(tmp_path / "a.jsonl", json.dumps({"text": long}))) == [long]
+
+
+def test_random_bytes_are_read_or_refused_by_every_reader(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    seeds = [b'text,label\n"a ""b""",1\n', b'{"text": "a"}\n{"text": "b"}\n', b'[{"text": "a"}]']
+    refused = Counter[str]()
+    for n in range(1000):
+        raw = bytearray(draw.choice(seeds) * draw.randrange(1, 4))
+        for _ in range(draw.randrange(1, 6)):
+            raw[draw.randrange(len(raw))] = draw.choice([draw.randrange(256), 10, 34, 0])
+        suffix = (".txt", ".csv", ".tsv", ".jsonl", ".json")[n % 5]
+        path = write(tmp_path / f"a{suffix}", bytes(raw))
+        try:
+            assert all(text.strip() for text in read_documents(path))
+        except DataError:
+            refused[suffix] += 1
+    assert min(refused.values()) > 50
+
+
+def test_the_split_has_no_overlap_and_keeps_duplicates_together() -> None:
+    documents = [f"document number {n % 800}" + " " * (n % 3) for n in range(2000)]
+    train, validation = split_documents(documents, 0.2, seed=1)
+    assert sorted(train + validation) == sorted(documents)
+    assert not {t.strip() for t in train} & {t.strip() for t in validation}
+    assert 0.15 < len(validation) / len(documents) < 0.25
+    assert split_documents(documents[::-1], 0.2, seed=1) == (train[::-1], validation[::-1])
+    assert split_documents(documents, 0.2, seed=2)[1] != validation
+
+    shuffled = documents[:]  # the control: a split of a shuffled list has duplicates on both sides
+    random.Random(0).shuffle(shuffled)
+    assert {t.strip() for t in shuffled[:1600]} & {t.strip() for t in shuffled[1600:]}
+
+
+def test_a_document_never_changes_sides_when_others_are_added_or_streamed(tmp_path: Path) -> None:
+    documents = [f"document number {n}" for n in range(500)]
+    _, few = split_documents(documents[:250])
+    _, many = split_documents(documents)
+    assert set(few) == set(many) & set(documents[:250])
+    assert all(in_validation(text) for text in many)
+    path = write(tmp_path / "a.txt", "\n".join(documents))
+    train, validation = split_documents(read_documents(path, streaming=True))
+    assert isinstance(train, Documents)
+    assert list(validation) == many
+    assert list(train) == split_documents(documents)[0]
+
+
+def test_both_sides_of_a_tiny_split_have_a_document() -> None:
+    for n in range(40):
+        for share in (0.01, 0.5, 0.99):
+            documents = [f"a {n}", f"b {n}", f"b {n} "]
+            train, validation = split_documents(documents, share)
+            assert train
+            assert validation
+            assert sorted(train + validation) == sorted(documents)
+
+
+def test_continuous_text_is_cut_once() -> None:
+    train, validation = split_text("0123456789" * 10, 0.1)
+    assert train + validation == "0123456789" * 10
+    assert len(validation) == 10
+
+
+def test_real_files_are_read_as_the_standard_readers_read_them(shared_data: Path) -> None:
+    text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
+    assert read_documents(shared_data / "tinyshakespeare" / "input.txt", document="file") == [text]
+    train, validation = split_text(text)
+    assert (len(train), len(validation)) == (1_003_854, 111_540)  # as in nanoGPT
+    with (shared_data / "sst2" / "train.csv").open(encoding="utf-8", newline="") as file:
+        expected = [row["text"] for row in csv.DictReader(file)]
+    assert read_documents(shared_data / "sst2" / "train.csv") == expected
+    assert len(expected) == 6920
+    assert len(list(read_rows(shared_data / "mrpc" / "train.tsv"))) == 3576
+    poems = read_documents(shared_data / "chinese_tang300" / "tang300.jsonl")
+    assert len(poems) == 366
+    assert len(read_documents(shared_data / "chinese_songci" / "valid.txt")) == 1000
+    train_set, validation_set = split_documents(expected)
+    assert not set(train_set) & set(validation_set)
+    chapters = read_documents(shared_data / "gutenberg_en" / "moby_dick.txt", document="paragraph")
+    assert len(chapters) > 2000
+
+
+def test_datasets_and_our_reader_agree_on_a_real_csv(shared_data: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = shared_data / "trec6" / "test.csv"
+    rows = datasets.load_dataset("csv", data_files=str(path), split="train", streaming=True)
+    assert [row["text"] for row in rows] == read_documents(path)

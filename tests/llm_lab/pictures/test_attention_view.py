@@ -1,0 +1,329 @@
+"""The HTML of the attention view: the same markup everywhere, true numbers, tokens never markup."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import json
+import re
+import tomllib
+from collections import Counter
+from fnmatch import fnmatch
+from html.parser import HTMLParser
+from typing import Any
+
+import matplotlib as mpl
+import nbformat.v4 as v4
+import pytest
+import torch
+from attention_cases import (
+    HOSTILE,
+    SOURCE,
+    TARGET,
+    WORDS,
+    causal_view,
+    cross_view,
+    hostile_view,
+    random_weights,
+)
+from book_tools import ROOT, hygiene, site_check
+from torch import Tensor
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from llm_lab.pictures import attention_html
+from llm_lab.pictures.attention import (
+    MAX_WEIGHTS,
+    AttentionView,
+    attention_view,
+    plot_attention,
+)
+from llm_lab.pictures.attention_html import visible
+from llm_lab.pictures.measured import BEGIN_HTML, END_HTML
+
+MOST_BYTES = 200_000  # of 12 heads, 6 layers, 32 tokens
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes, comments, the data scripts and the cells of the table."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self.comments: list[str] = []
+        self.scripts: list[str] = []
+        self.cells: list[list[str]] = []
+        self._tag = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements[tag, tuple(sorted(name for name, _ in attributes))] += 1
+        self._tag = tag
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._tag = ""
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+    def handle_data(self, data: str) -> None:
+        if self._tag in ("td", "th"):
+            self.cells[-1][-1] += data
+        if self._tag == "script":
+            self.scripts[-1] += data
+
+
+def html_of(view: AttentionView) -> str:
+    return view._repr_html_()
+
+
+def sanitized(html: str) -> str:
+    """What nbval compares."""
+    config = configparser.RawConfigParser()
+    config.read(ROOT / "tests" / "nbval_sanitize.cfg")
+    return re.sub(config["html"]["regex"], config["html"]["replace"], html)
+
+
+# The markup and the payload
+
+
+@pytest.mark.parametrize("view", [causal_view, cross_view])
+def test_only_the_measured_part_depends_on_the_weights(view: Any) -> None:
+    first, second = view(seed=0), view(seed=1)
+    assert sanitized(html_of(first)) == sanitized(html_of(second))
+    assert repr(first) == repr(second)
+    assert html_of(first) != html_of(second)
+    assert html_of(first) == html_of(view(seed=0))
+    assert html_of(first).count(BEGIN_HTML) == html_of(first).count(END_HTML) == 1
+
+
+def test_the_text_form_names_the_sizes() -> None:
+    assert repr(causal_view()) == "AttentionView(2 layers, 3 heads, 8 tokens)"
+    assert repr(cross_view()) == "AttentionView(2 layers, 4 heads, 3 to 5 tokens)"
+
+
+def test_the_markup_outside_the_measured_block_does_not_say_where_the_view_begins() -> None:
+    """So a head that a measure has found may be shown first, though it differs by machine."""
+    weights = random_weights(2, 3, len(WORDS), len(WORDS), causal=True)
+    first, other = (
+        html_of(attention_view(weights, WORDS, **start))
+        for start in ({"layer": 0}, {"layer": 1, "head": 2})
+    )
+    assert sanitized(first) == sanitized(other)
+    assert first != other
+
+
+def test_the_payload_holds_the_weights_of_the_row_in_hundredths() -> None:
+    weights = random_weights(2, 3, len(WORDS), len(WORDS), causal=True)
+    payload = json.loads(Parsed(html_of(causal_view())).scripts[1])
+    codes = torch.frombuffer(bytearray(base64.b64decode(payload["codes"])), dtype=torch.uint8)
+    codes = codes.view(2, 3, len(WORDS), len(WORDS)).float()
+
+    def error(row: int) -> float:
+        expected = torch.stack([w[row] for w in weights])
+        return ((codes - 1).clamp(min=0) / 100 - expected).abs().max().item()
+
+    assert error(1) <= 0.005 + 1e-6
+    assert error(0) > 0.3  # the other row of the batch
+    assert ((codes == 0) == torch.ones(len(WORDS), len(WORDS)).triu(1).bool()).all()
+
+
+def test_a_small_weight_is_not_a_masked_one() -> None:
+    codes = attention_html.hundredths([torch.tensor([[[0.0, 1e-30, 0.004, 0.006, 1.0]]])])
+    shown = [attention_html.number(code) for code in codes.flatten().tolist()]
+    assert shown == ["–", "0.00", "0.00", "0.01", "1.00"]
+
+
+def test_the_table_of_one_head_holds_all_its_numbers() -> None:
+    weights = random_weights(2, 3, len(WORDS), len(WORDS), causal=True)
+    view = attention_view(weights, WORDS, layer=1, head=2)
+    header, *rows = Parsed(html_of(view)).cells
+    assert header == ["token", *map(visible, WORDS)]
+    assert [row[0] for row in rows] == header[1:]
+    for t, row in enumerate(rows):
+        expected = [f"{w:.2f}" for w in weights[1][0, 2, t, : t + 1].tolist()]
+        assert row[1:] == expected + ["–"] * (len(WORDS) - 1 - t)
+
+
+def test_the_table_of_all_heads_names_the_strongest_token_of_each() -> None:
+    weights = random_weights(2, 4, len(TARGET), len(SOURCE))
+    header, *rows = Parsed(html_of(cross_view())).cells
+    assert header == ["token", "head 0", "head 1", "head 2", "head 3"]
+    assert [row[0] for row in rows] == TARGET
+    for t, row in enumerate(rows):
+        for head, cell in enumerate(row[1:]):
+            mass, key = weights[1][0, head, t].max(-1)
+            assert cell == f"{SOURCE[key]} {mass:.2f}"
+
+
+def test_the_size_is_as_stated() -> None:
+    tokens = ["information"] * 32
+    for causal in (False, True):
+        weights = random_weights(6, 12, 32, 32, causal=causal)
+        for head in (None, 3):
+            html = html_of(attention_view(weights, tokens, head=head, title="A long title " * 4))
+            assert len(html.encode()) <= MOST_BYTES
+
+
+def test_no_ids_no_other_host_and_nothing_that_ends_a_script_early() -> None:
+    html = html_of(causal_view())
+    names = {name for _, attributes in Parsed(html).elements for name in attributes}
+    assert "id" not in names  # so two views of one page cannot collide
+    assert not {name for name in names if name.startswith("on")}
+    assert site_check.external_loads(html) == []
+    for name in ("attention_view.js", "attention_view.css"):
+        text = (ROOT / "llm_lab" / "pictures" / name).read_text(encoding="utf-8")
+        assert not re.search(r"</(script|style)|<!--|https?:|//[a-z]+\.|innerHTML|eval", text)
+
+
+def test_the_script_and_the_style_are_installed_with_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["llm_lab"]
+    for name in ("pictures/attention_view.js", "pictures/attention_view.css"):
+        assert any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def test_a_notebook_with_a_view_passes_the_hygiene_check() -> None:
+    data = {"text/html": html_of(hostile_view()), "text/plain": repr(hostile_view())}
+    cell = v4.new_code_cell("view", outputs=[v4.new_output("display_data", data)])
+    notebook = v4.new_notebook(cells=[cell])
+    assert list(hygiene.measured_problems(notebook)) == []
+    cell.outputs[0].data["text/html"] = data["text/html"].replace('weights">{', 'weights">{{')
+    assert any("does not parse" in p for p in hygiene.measured_problems(notebook))
+
+
+# Tokens are text
+
+
+def test_hostile_tokens_add_no_element_no_attribute_and_no_comment() -> None:
+    assert len(HOSTILE) == len(set(HOSTILE)) == 40
+    for head in (None, 1):
+        hostile = Parsed(html_of(hostile_view(head=head)))
+        harmless = Parsed(html_of(hostile_view(["word"] * 40, head=head)))
+        assert hostile.elements == harmless.elements
+        assert hostile.comments == harmless.comments == [" measured ", " /measured "]
+        assert json.loads(hostile.scripts[0])["queries"] == [visible(t) for t in HOSTILE]
+        assert hostile.cells[1][0] == visible(HOSTILE[0])
+
+
+def test_hostile_tokens_would_be_found_without_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_html, "escape", lambda text: text)
+    hostile = Parsed(html_of(hostile_view()))
+    harmless = Parsed(html_of(hostile_view(["word"] * 40)))
+    assert hostile.elements != harmless.elements
+    monkeypatch.undo()
+    raw = json.dumps(HOSTILE[1])
+    monkeypatch.setattr(attention_html, "json_script", lambda name, _: f"<script>{raw}</script>")
+    assert Parsed(html_of(hostile_view())).elements != harmless.elements
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("baker", "baker"),
+        (" the", "␣the"),
+        ("\n\t", "↵⇥"),
+        ("", "∅"),
+        ("\0", "␀"),
+        ("\u2028", "⟨U+2028⟩"),
+        ("\u202ea", "⟨U+202E⟩a"),
+        ("\ud800", "⟨U+D800⟩"),
+        ("\u00a0", "⟨U+00A0⟩"),
+        ("\u0301", "◌\u0301"),
+        ("👩\u200d🍳", "👩\u200d🍳"),
+        ("\u200d", "⟨U+200D⟩"),
+        ("面包", "面包"),
+        ("<b>", "<b>"),
+        ("a" * 40, "a" * 40),
+        ("a" * 41, "a" * 39 + "…"),
+    ],
+)
+def test_tokens_are_made_visible(token: str, shown: str) -> None:
+    assert visible(token) == shown
+    visible(token).encode()
+
+
+# Errors, and the twin for print
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures() -> Any:
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("draw", [attention_view, plot_attention])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": 2}, "layer must be from 0 to 1, got 2"),
+        ({"head": 4}, "head must be from 0 to 3, got 4"),
+        ({"head": -1}, "head must be from 0 to 3, got -1"),
+        ({"row": 2}, "row must be from 0 to 1, got 2"),
+        ({"tokens": WORDS}, "tokens must hold 3 tokens, got 8"),
+        ({"key_tokens": None}, "key_tokens must hold 5 tokens, got 3"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_both(
+    draw: Any, change: dict[str, Any], message: str
+) -> None:
+    weights = random_weights(2, 4, len(TARGET), len(SOURCE))
+    arguments: dict[str, Any] = {"tokens": TARGET, "key_tokens": SOURCE, "layer": 0}
+    draw(weights, **arguments)
+    with pytest.raises(ValueError, match=message):
+        draw(weights, **(arguments | change))
+
+
+def changed(layer: int, value: float) -> list[Tensor]:
+    weights = random_weights(2, 4, 3, 3)
+    weights[layer][0, 1, 2, 0] = value
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (changed(1, -0.5), "from 0 to 1, got -0.5 to .* in layer 1"),
+        (changed(0, 7.0), "from 0 to 1, got .* to 7 in layer 0"),
+        (changed(0, float("nan")), "from 0 to 1, got nan to nan in layer 0"),
+        (
+            [torch.ones(1, 2, 3, 3) / 3, torch.ones(1, 4, 3, 3) / 3],
+            r"shape \[1, 2, 3, 3\] of layer 0, got \[1, 4, 3, 3\] in layer 1",
+        ),
+        ([], "layer must be from 0 to -1, got 0"),
+    ],
+)
+def test_weights_that_no_attention_has_are_refused(weights: list[Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention_view(weights, ["a", "b", "c"])
+
+
+def test_a_view_that_would_fill_the_notebook_is_refused() -> None:
+    weights = [torch.full((1, 1, 1024, 1), 0.5).expand(1, 1, 1024, 1024)]
+    tokens = ["a"] * 1024
+    with pytest.raises(ValueError, match=f"at most {MAX_WEIGHTS} weights, got {1024 * 1024}"):
+        attention_view(weights, tokens)
+
+
+def test_a_model_with_one_head_begins_with_it() -> None:
+    assert attention_view(random_weights(1, 1, 3, 3), ["a", "b", "c"]).head == 0
+
+
+@pytest.mark.parametrize(("head", "panels"), [(None, 4), (2, 1)])
+def test_the_twin_for_print_draws_the_same_layer_and_heads(head: int | None, panels: int) -> None:
+    weights = random_weights(2, 4, len(TARGET), len(SOURCE))
+    view = attention_view(weights, TARGET, key_tokens=SOURCE, layer=1, head=head, row=1)
+    figure = view.plot()
+    drawn = [axes.images[0] for axes in figure.axes if axes.images and axes.get_title()]
+    assert len(drawn) == panels
+    expected = weights[1][1, 0 if head is None else head]
+    assert torch.equal(torch.tensor(drawn[0].get_array().data), expected)
+    assert figure.axes[0].get_title() == f"layer 1, head {head or 0}"
