@@ -236,9 +236,9 @@ def test_each_contract_of_the_rooms_can_break(tmp_path: Path) -> None:
 # Light imports
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ}
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env
     )
 
 
@@ -250,6 +250,41 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
     control = python("import sys, torch; print('torch' in sys.modules)")
     assert control.stdout.strip() == "True"
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def waiting(**chosen: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in WAITING} | chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "policy"),
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "100"}, "None"),
+        ({"KMP_BLOCKTIME": "1"}, "None"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_has_chosen(
+    chosen: dict[str, str], policy: str
+) -> None:
+    code = "import os, llm_course; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert python(code, waiting(**chosen)).stdout.strip() == policy
+
+
+def test_torch_obeys_where_it_is_loaded_after_the_package_and_not_before() -> None:
+    """What the GNU library of threads says of itself when torch loads it."""
+    spins = {}
+    for order in ("llm_course, torch", "torch, llm_course"):
+        said = python(f"import {order}", waiting(OMP_DISPLAY_ENV="VERBOSE")).stderr
+        found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", said)
+        if found is None:
+            pytest.skip("this torch has another library of threads")
+        spins[order] = int(found[1])
+    assert spins["llm_course, torch"] == 0 < spins["torch, llm_course"]
 
 
 @pytest.mark.parametrize("command", ["", "pretrain", "generate", "doctor"])
