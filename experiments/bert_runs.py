@@ -21,12 +21,12 @@ from experiments.packing import packing_cpu
 from experiments.record import Place, RecordedRun
 from experiments.training import run_training
 from llm_course.batches.sentence_pairs import SentencePairEvaluation
-from llm_course.configs import BERTConfig, DataConfig, TrainConfig
+from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
 from llm_course.data import sources
 from llm_course.data.sentences import split_sentences
 from llm_course.losses.masked import bert_loss_fn
 from llm_course.models.bert import BERT
-from llm_course.presets import bert_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_bert import BERTRun, accuracies, encoded, prepare_bert
 from llm_course.recipes.texts import EVALUATION_ROWS
 from llm_course.training.evaluate import loss_sums
@@ -44,7 +44,7 @@ SCORED = "wikitext2/test.txt"
 
 def bert_town_cpu(place: Place) -> dict[str, Any]:
     """The cpu preset on Town for longer, and its checkpoint, from which chapter 11 fine-tunes."""
-    preset = bert_preset("cpu")
+    preset = find_preset("bert", "cpu")
     data = dataclasses.replace(preset.data, documents=60_000)
     training = _longer(preset.train, 5000)
     result = pretrained(place, preset.model, data, training, keep=True)
@@ -54,13 +54,13 @@ def bert_town_cpu(place: Place) -> dict[str, Any]:
 
 def bert_town(place: Place) -> dict[str, Any]:
     """The h200 preset on Town."""
-    preset = bert_preset("h200")
+    preset = find_preset("bert", "h200")
     return pretrained(place, preset.model, preset.data, preset.train)
 
 
 def bert_books_cpu(place: Place) -> dict[str, Any]:
     """The small model on five novels and articles of Wikipedia, and its checkpoint."""
-    preset = bert_preset("cpu")
+    preset = find_preset("bert", "cpu")
     data = _books(place, dataclasses.replace(preset.data, context=128))
     model = dataclasses.replace(preset.model, n_positions=128)
     return pretrained(place, model, data, _longer(preset.train, 2500), keep=True, scored=SCORED)
@@ -68,14 +68,14 @@ def bert_books_cpu(place: Place) -> dict[str, Any]:
 
 def bert_books(place: Place) -> dict[str, Any]:
     """The t4 preset on the same text: 7 million characters are soon known by heart."""
-    preset = bert_preset("t4")
+    preset = find_preset("bert", "t4")
     return pretrained(place, preset.model, _books(place, preset.data), preset.train, scored=SCORED)
 
 
 def pretrained(
     place: Place,
     model: BERTConfig,
-    data: DataConfig,
+    data: BERTDataConfig,
     training: TrainConfig,
     *,
     keep: bool = False,
@@ -138,20 +138,20 @@ def _longer(training: TrainConfig, steps: int) -> TrainConfig:
     )
 
 
-def _books(place: Place, data: DataConfig) -> DataConfig:
+def _books(place: Place, data: BERTDataConfig) -> BERTDataConfig:
     files = tuple(str(place.text_file(name)) for name in BOOKS)
     return dataclasses.replace(data, data="files", data_files=files, validation=0.02)
 
 
-def _without_folder(place: Place, data: DataConfig) -> dict[str, Any]:
+def _without_folder(place: Place, data: BERTDataConfig) -> dict[str, Any]:
     """The settings of the data; files are named as in the data folder."""
     names: Sequence[str] = [Path(f).relative_to(place.data_dir).as_posix() for f in data.data_files]
     return data.to_dict() | {"data_files": list(names)}
 
 
 def _tiny(
-    model: BERTConfig, data: DataConfig, training: TrainConfig
-) -> tuple[BERTConfig, DataConfig, TrainConfig]:
+    model: BERTConfig, data: BERTDataConfig, training: TrainConfig
+) -> tuple[BERTConfig, BERTDataConfig, TrainConfig]:
     """The same run in seconds: only sizes change."""
     return (
         dataclasses.replace(model, n_layers=1, d_model=16, n_heads=2, d_ff=32, n_positions=160),

@@ -18,7 +18,7 @@ from experiments.training import run_training
 from llm_course.configs import DataConfig, GPTConfig, TrainConfig
 from llm_course.losses.causal import causal_lm_loss
 from llm_course.models.gpt import GPT
-from llm_course.presets import gpt_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt
 from llm_course.recipes.sample import sample_texts
 from llm_town.judge import judge
@@ -28,7 +28,7 @@ SHAKESPEARE = "tinyshakespeare.txt"
 
 def gpt_town(place: Place) -> dict[str, Any]:
     """GPT on Town by the h200 preset, with samples judged by the parser."""
-    preset = gpt_preset("h200")
+    preset = find_preset("gpt", "h200")
     model, data, training = preset.model, preset.data, preset.train
     if place.tiny:
         model, data, training = _tiny(model, data, training)
@@ -49,11 +49,11 @@ def gpt_town_longer_cpu(place: Place) -> dict[str, Any]:
         longer = partial(_town_on_cpu, place, times, None)
         runs.append({"times": times} | part_of(place, f"times-{times}", longer))
         say(f"{times} times the updates: {runs[-1]['floor_ratio']:.3f} times the floor")
-    return {"seed": gpt_preset("cpu").train.seed, "runs": runs}
+    return {"seed": find_preset("gpt", "cpu").train.seed, "runs": runs}
 
 
 def _town_on_cpu(place: Place, times: int, out: Path | None) -> dict[str, Any]:
-    preset = gpt_preset("cpu")
+    preset = find_preset("gpt", "cpu")
     model = preset.model
     data = dataclasses.replace(preset.data, documents=times * preset.data.documents)
     training = dataclasses.replace(preset.train, max_steps=times * preset.train.max_steps)
@@ -72,7 +72,7 @@ def gpt_start_cpu(place: Place) -> dict[str, Any]:
     On Town also once with a short memory of squared gradients, the usual one of large models, once
     with one rate for all weights, and once by AdamW alone, with its rates for 4,096 pieces.
     """
-    preset = gpt_preset("cpu")
+    preset = find_preset("gpt", "cpu")
     training = dataclasses.replace(preset.train, max_steps=1000, device="cpu")
     model, data, plays = _small_gpt(str(place.text_file(SHAKESPEARE)), "bpe", 512)
     texts = {"town": (preset.model, preset.data), "tinyshakespeare": (model, data)}

@@ -19,7 +19,7 @@ from llm_course.batches.batching import Batch
 from llm_course.batches.sentence_pairs import Masking, SentencePairBatches
 from llm_course.losses.masked import bert_loss_fn
 from llm_course.models.bert import BERT
-from llm_course.presets import bert_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_bert import encoded, masking_of
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.devices import choose_precision
@@ -30,7 +30,7 @@ Layouts = dict[str, list[Batch]]
 
 def packing_cpu(place: Place) -> dict[str, Any]:
     """Tokens a second of the cpu preset's model by three layouts, on one thread."""
-    preset = bert_preset("cpu")
+    preset = find_preset("bert", "cpu")
     stories, repeats, batches = (60, 2, 1) if place.tiny else (2000, 9, 10)
     documents = [list(d.sentences) for d in generate_documents(stories, 0)]
     texts = (" ".join(document) for document in documents)

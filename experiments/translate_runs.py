@@ -9,7 +9,7 @@ from typing import Any
 from experiments.record import Place, RecordedRun, part_of, say
 from experiments.training import run_training
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
-from llm_course.presets import transformer_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.translate import TranslationRun, prepare_translation, translate_texts
 
 MULTI30K = ("train", "val", "test_2016_flickr")
@@ -29,16 +29,14 @@ def run_translation(run: TranslationRun) -> dict[str, Any]:
 
 def translate_town_cpu(place: Place) -> dict[str, Any]:
     """The cpu preset on Town: frequent words, two seeds, and once without positions."""
-    preset = transformer_preset("cpu")
+    preset = find_preset("transformer", "cpu")
     runs = {}
     for name, seed in (("seed-0", 0), ("no-positions", 0), ("seed-1", 1)):
         model, data = preset.model, dataclasses.replace(preset.data, seed=seed)
         training = dataclasses.replace(preset.train, seed=seed, device="cpu")
         if place.tiny:
             model, data, training = _tiny(model, data, training)
-        made = partial(
-            _town_run, model, data, training, preset.smoothing, positions=name != "no-positions"
-        )
+        made = partial(_town_run, model, data, training, positions=name != "no-positions")
         runs[name] = part_of(place, name, made)
         say(str({test: row["exact_match"] for test, row in runs[name]["test"].items()}))
     wrong = runs.pop("no-positions")
@@ -53,11 +51,10 @@ def _town_run(
     model: TransformerConfig,
     data: PairConfig,
     training: TrainConfig,
-    smoothing: float,
     *,
     positions: bool,
 ) -> dict[str, Any]:
-    run = prepare_translation(model, data, training, smoothing=smoothing)
+    run = prepare_translation(model, data, training)
     if not positions:
         run.model.position_table.zero_()
     return run_translation(run) | {"mistakes": _mistakes(run)}
@@ -97,12 +94,12 @@ def _multi30k(place: Place, data: PairConfig) -> PairConfig:
 
 def translate_multi30k(place: Place) -> dict[str, Any]:
     """The h200 preset on Multi30k, English to German."""
-    preset = transformer_preset("h200")
+    preset = find_preset("transformer", "h200")
     model, training = preset.model, dataclasses.replace(preset.train, save_every=2000)
     data = _multi30k(place, preset.data)
     if place.tiny:
         model, data, training = _tiny(model, data, training)
-    run = prepare_translation(model, data, training, smoothing=preset.smoothing, out=place.out)
+    run = prepare_translation(model, data, training, out=place.out)
     return run_translation(run)
 
 
@@ -121,11 +118,11 @@ def translate_multi30k_cpu(place: Place) -> dict[str, Any]:
         precision="fp32",
         save_every=300,
     )
-    data = _multi30k(place, PairConfig(batch_size=64))
+    data = _multi30k(place, PairConfig(batch_size=64, smoothing=0.1))
     data = data if place.tiny else dataclasses.replace(data, vocab_size=4000)
     if place.tiny:
         model, data, training = _tiny(model, data, training)
-    return run_translation(prepare_translation(model, data, training, smoothing=0.1, out=place.out))
+    return run_translation(prepare_translation(model, data, training, out=place.out))
 
 
 def _tiny(

@@ -25,7 +25,8 @@ from llm_course.data.sources import read_documents
 from llm_course.errors import CheckpointError, ConfigError, DataError, RunInUseError, WeightsError
 from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
 from llm_course.models.gpt import GPTBlock
-from llm_course.recipes.pretrain_gpt import pretrain_gpt_command, settings
+from llm_course.presets import find_preset
+from llm_course.recipes.pretrain_gpt import pretrain_gpt_command
 from llm_course.recipes.sample import generate_command, load_for_generation, sample_texts
 
 pytestmark = pytest.mark.unchecked  # a shape check would refuse some inputs before we do
@@ -151,15 +152,17 @@ def pretrain(**options: Any) -> Callable[[Path], object]:
         (tmp / "mine.txt").write_text("a fine text of some words\n" * 40)
         (tmp / "rows.csv").write_text("text,label\n" + "some words,1\nother words,2\n" * 20)
         (tmp / "a_file").write_text("")
-        given = {name: value for name, value in options.items() if name != "out"}
+        given = {"device": "cpu", **{n: v for n, v in options.items() if n != "out"}}
         if "data_files" in given:
             given["data_files"] = tuple(str(tmp / name) for name in given["data_files"])
         out = str(tmp / options.get("out", "run"))
-        pretrain_gpt_command(
-            **{"preset": "cpu", "resume": False, "device": "cpu", **given, "out": out}
-        )
+        pretrain_gpt_command(preset="cpu", resume=False, out=out, options=given)
 
     return start
+
+
+def with_options(**options: Any) -> object:
+    return find_preset("gpt", "cpu").with_options(options)
 
 
 def prompted(**options: Any) -> Callable[[Path], object]:
@@ -270,11 +273,11 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
         ConfigError,
         "patience = 3.*eval_every.*0",
     ),
-    ("unknown option", lambda t: settings("cpu", {"n_layer": 3}), ConfigError, "n_layer"),
-    ("unknown preset", lambda t: settings("h100", {}), ConfigError, "cpu, t4, h200.*h100"),
+    ("unknown option", lambda t: with_options(n_layer=3), ConfigError, "n_layer"),
+    ("unknown preset", lambda t: find_preset("gpt", "h100"), ConfigError, "cpu, t4, h200.*h100"),
     (
         "file and hub",
-        lambda t: settings("cpu", {"data_files": ("a",), "dataset": "b"}),
+        lambda t: with_options(data_files=("a",), dataset="b"),
         ConfigError,
         "not both",
     ),

@@ -31,7 +31,7 @@ from llm_course.data.examples import (
     town_splits,
 )
 from llm_course.errors import CheckpointError, ConfigError, DataError, HeldOutError
-from llm_course.presets import FINETUNE_PRESETS, finetune_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.finetune import FineTuneRun, prepare_finetune
 from llm_course.recipes.predictor import FORMS, Predictor, TaskSettings
 from llm_town import generate_documents
@@ -388,14 +388,14 @@ def test_a_published_bert_that_lowercases_is_fine_tuned_from_its_own_folder() ->
 def test_a_preset_suits_the_size_and_a_frozen_model_learns_faster(checkpoint: Path) -> None:
     splits = town_splits("classify", 40, 6)
     run = prepare_finetune("classify", splits, checkpoint=checkpoint)
-    small = finetune_preset("small")
+    small = find_preset("finetune", "small")
     assert run.train_config.lr == small.train.lr
-    assert run.train_config.max_steps == small.epochs * run.batches.batches_per_epoch
+    assert run.train_config.max_steps == small.data.epochs * run.batches.batches_per_epoch
     frozen = prepare_finetune("classify", splits, checkpoint=checkpoint, train_blocks=0)
-    assert frozen.train_config.lr == small.frozen_lr > small.train.lr
-    assert 2e-5 <= FINETUNE_PRESETS["published"].train.lr <= 5e-5
+    assert frozen.train_config.lr == small.data.frozen_lr > small.train.lr
+    assert 2e-5 <= find_preset("finetune", "published").train.lr <= 5e-5
     with pytest.raises(ConfigError, match="small, published, got 'large'"):
-        finetune_preset("large")
+        find_preset("finetune", "large")
 
 
 @pytest.mark.parametrize(
