@@ -17,9 +17,7 @@ from typing import Any
 import torch
 
 from experiments.hidden_words import hidden_words
-from experiments.packing import packing_cpu
-from experiments.record import Place, RecordedRun
-from experiments.training import run_training
+from experiments.script import Place, RecordedRun, run_training
 from llm_course.batches.sentence_pairs import SentencePairEvaluation
 from llm_course.configs import BERTConfig, DataConfig, TrainConfig
 from llm_course.data import sources
@@ -43,7 +41,7 @@ SCORED = "wikitext2/test.txt"
 
 
 def bert_town_cpu(place: Place) -> dict[str, Any]:
-    """The cpu preset on Town for longer, and its checkpoint, from which chapter 11 fine-tunes."""
+    """BERT on Town, cpu preset for longer, and its checkpoint, from which chapter 11 fine-tunes."""
     preset = bert_preset("cpu")
     data = dataclasses.replace(preset.data, documents=60_000)
     training = _longer(preset.train, 5000)
@@ -53,13 +51,13 @@ def bert_town_cpu(place: Place) -> dict[str, Any]:
 
 
 def bert_town(place: Place) -> dict[str, Any]:
-    """The h200 preset on Town."""
+    """BERT on Town, h200 preset."""
     preset = bert_preset("h200")
     return pretrained(place, preset.model, preset.data, preset.train)
 
 
 def bert_books_cpu(place: Place) -> dict[str, Any]:
-    """The small model on five novels and articles of Wikipedia, and its checkpoint."""
+    """A small BERT on five novels and articles of Wikipedia, and its checkpoint."""
     preset = bert_preset("cpu")
     data = _books(place, dataclasses.replace(preset.data, context=128))
     model = dataclasses.replace(preset.model, n_positions=128)
@@ -67,7 +65,7 @@ def bert_books_cpu(place: Place) -> dict[str, Any]:
 
 
 def bert_books(place: Place) -> dict[str, Any]:
-    """The t4 preset on the same text: 7 million characters are soon known by heart."""
+    """BERT on novels and Wikipedia, t4 preset: 7 million characters are soon known by heart."""
     preset = bert_preset("t4")
     return pretrained(place, preset.model, _books(place, preset.data), preset.train, scored=SCORED)
 
@@ -85,8 +83,7 @@ def pretrained(
 
     `keep` stores the checkpoint beside the result; `scored` is a text file of the data folder.
     """
-    if place.tiny:
-        model, data, training = _tiny(model, data, training)
+    model, data, training = place.sized(model, data, training)
     run = prepare_bert(model, data, training, out=place.out)
     result = run_training(run)
     result |= {"data": _without_folder(place, data), "batch": [data.batch_size, data.context]}
@@ -149,41 +146,9 @@ def _without_folder(place: Place, data: DataConfig) -> dict[str, Any]:
     return data.to_dict() | {"data_files": list(names)}
 
 
-def _tiny(
-    model: BERTConfig, data: DataConfig, training: TrainConfig
-) -> tuple[BERTConfig, DataConfig, TrainConfig]:
-    """The same run in seconds: only sizes change."""
-    return (
-        dataclasses.replace(model, n_layers=1, d_model=16, n_heads=2, d_ff=32, n_positions=160),
-        dataclasses.replace(
-            data, documents=120, context=160, batch_size=4, vocab_size=400, validation=0.3
-        ),
-        dataclasses.replace(
-            training, max_steps=4, warmup_steps=2, eval_every=2, save_every=2, device="cpu"
-        ),
-    )
-
-
-RUNS = {
-    "bert_town": RecordedRun(
-        title="BERT on Town, h200 preset", device="cuda", minutes=8, make=bert_town
-    ),
-    "bert_books": RecordedRun(
-        title="BERT on novels and Wikipedia, t4 preset", device="cuda", minutes=10, make=bert_books
-    ),
-    "bert_town_cpu": RecordedRun(
-        title="BERT on Town, and its checkpoint", device="cpu", minutes=18, make=bert_town_cpu
-    ),
-    "bert_books_cpu": RecordedRun(
-        title="a small BERT on novels and Wikipedia, and its checkpoint",
-        device="cpu",
-        minutes=10,
-        make=bert_books_cpu,
-    ),
-    "bert_packing_cpu": RecordedRun(
-        title="BERT's rows packed and padded: tokens per second",
-        device="cpu",
-        minutes=3,
-        make=packing_cpu,
-    ),
-}
+RUNS = [
+    RecordedRun(bert_town, 8, "cuda"),
+    RecordedRun(bert_books, 10, "cuda"),
+    RecordedRun(bert_town_cpu, 18),
+    RecordedRun(bert_books_cpu, 10),
+]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.record import provenance
+from experiments.script import provenance
 from llm_course.batches.sentence_pairs import IS_NEXT, Pair, pair_batch
 from llm_course.losses.masked import INPUTS
 from llm_course.models.bert import BERT

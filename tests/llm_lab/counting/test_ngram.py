@@ -90,6 +90,6 @@ def test_the_report_has_every_figure(capsys: pytest.CaptureFixture[str], tmp_pat
     assert best["questions"] == best["translation"] == 1.0
     assert 0.5 < best["sentiment"] < 1.0  # its labels are noisy
     path = tmp_path / "results" / "town.json"
-    main(["--documents", "20", "--training", "50", "--out", str(path)])
+    main(documents=20, training=50, out=path)
     assert "words_per_second" in capsys.readouterr().out
     assert json.loads(path.read_text(encoding="utf-8"))["floor"]["documents"] == 20

