@@ -15,15 +15,10 @@ from experiments.script import Place, RecordedRun, part_of, say
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import Splits, split_off
 from llm_course.errors import DataError
-from llm_course.recipes.finetune import FineTuneRun, prepare_finetune
+from llm_course.recipes.finetune import prepare_finetune
 from llm_lab import results
-from llm_lab.counting.baselines import (
-    bag_of_words,
-    bare_scores,
-    common_words,
-    dictionary,
-    question_rule,
-)
+from llm_lab.counting import baselines
+from llm_lab.counting.baselines import bare_scores
 from llm_lab.counting.probes import probe
 from llm_lab.finetune_plans import settings
 
@@ -199,7 +194,10 @@ def _run(
         train_blocks=0 if way == "probe" else LAST.get(way),
     )
     if way == "probe":
-        dev, test = _probed(plan.task, run, splits)
+        predict = probe(run, splits.train)  # a logistic regression on the frozen vectors
+        dev = bare_scores(plan.task, splits.dev, predict(splits.dev))
+        opened = run.test.open(dev)
+        test = bare_scores(plan.task, opened, predict(opened))
     else:
         for _ in run.steps():
             pass
@@ -217,16 +215,6 @@ def _run(
     }
 
 
-def _probed(
-    task: str, run: FineTuneRun, splits: Splits
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Development and test scores of a logistic regression on the frozen vectors."""
-    predict = probe(run, splits.train)
-    dev = bare_scores(task, splits.dev, predict(splits.dev))
-    opened = run.test.open(dev)
-    return dev, bare_scores(task, opened, predict(opened))
-
-
 def _mistakes(
     task: str, examples: Sequence[Any], predictions: Sequence[Any]
 ) -> list[dict[str, Any]]:
@@ -242,10 +230,10 @@ def _mistakes(
 
 def _baseline(plan: RealTask, splits: Splits, seed: int) -> dict[str, Any]:
     fit: Callable[[Any], Callable[[Any], list[Any]]] = {
-        "classify": bag_of_words,
-        "pair": common_words,
-        "tag": dictionary,
-        "qa": question_rule,
+        "classify": baselines.bag_of_words,
+        "pair": baselines.common_words,
+        "tag": baselines.dictionary,
+        "qa": baselines.question_rule,
     }[plan.task]  # type: ignore[assignment]
     found = fit(splits.train)(splits.test)
     scores = bare_scores(plan.task, splits.test, found)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from llm_course.recipes.sample import sample_texts
 from llm_town.judge import judge
 
 SHAKESPEARE = "tinyshakespeare.txt"
+ADAMW = {"optimizer": "adamw", "lr": 4e-3, "embedding_lr_scale": 4.0, "weight_decay": 0.1}
 
 
 def gpt_town(place: Place) -> dict[str, Any]:
@@ -76,12 +77,7 @@ def gpt_start_cpu(place: Place) -> dict[str, Any]:
     changes: dict[str, dict[str, Any]] = {
         "town_short_memory": {"beta2": 0.95},
         "town_one_rate": {"embedding_lr_scale": 1.0},
-        "town_adamw": {
-            "optimizer": "adamw",
-            "lr": 4e-3,
-            "embedding_lr_scale": 4.0,
-            "weight_decay": 0.1,
-        },
+        "town_adamw": ADAMW,
     }
     for name, change in changes.items():
         settings = (preset.model, preset.data, dataclasses.replace(town, **change))

@@ -37,12 +37,8 @@ def record_command(
     if name not in runs:
         raise ConfigError(f"name must be one of {', '.join(runs)}, got {name!r}")
     label = f"{name}-tiny" if tiny else name
-    place = Place(
-        out=Path(out) / label,
-        data_dir=Path(data_dir),
-        tiny=tiny,
-        checkpoint=Path(results) / label,
-    )
+    kept = Path(results) / label
+    place = Place(out=Path(out) / label, data_dir=Path(data_dir), tiny=tiny, checkpoint=kept)
     print(json.dumps(record(runs[name], place, Path(results) / f"{label}.json"), indent=2))
 
 

@@ -179,12 +179,9 @@ def _step_row(
 def _hugging_face(config: GPTConfig) -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes: dict[str, Any] = {
-        "n_layer": config.n_layers,
-        "n_embd": config.d_model,
-        "n_head": config.n_heads,
-    }
-    sizes |= {"vocab_size": config.vocab_size, "n_positions": config.n_positions}
+    names = {"n_layer": "n_layers", "n_embd": "d_model", "n_head": "n_heads"}
+    names |= {"vocab_size": "vocab_size", "n_positions": "n_positions"}
+    sizes: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in names.items()}
     sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     return GPT2LMHeadModel(GPT2Config(**sizes))
 
@@ -207,11 +204,8 @@ def _time_steps(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    first = _seconds(step, ids.device)
-    for _ in range(3):
-        step()
-    times = [_seconds(step, ids.device) for _ in range(steps)]
-    return statistics.median(times) * 1e3, first
+    seconds = [_seconds(step, ids.device) for _ in range(4 + steps)]
+    return statistics.median(seconds[4:]) * 1e3, seconds[0]
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:
@@ -238,9 +232,8 @@ def _matmul_peak(device: torch.device, size: int) -> float:
     def multiply() -> None:
         torch.mm(a, b)
 
-    for _ in range(3):
-        multiply()
-    return 2.0 * size**3 / statistics.median(_seconds(multiply, device) for _ in range(10))
+    seconds = [_seconds(multiply, device) for _ in range(13)]
+    return 2.0 * size**3 / statistics.median(seconds[3:])  # the first ones warm up
 
 
 RUNS = [RecordedRun(gpt2_step, 4, "cuda"), RecordedRun(bert_packing_cpu, 3)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,10 @@ import tyro
 
 from experiments.script import provenance, write
 from llm_lab.counting.ngram import NgramModel
-from llm_town import (
-    ParseError,
-    entropy_floor,
-    generate_documents,
-    log_probability,
-    parse,
-    tasks,
-    tokenize,
-    town,
-)
+from llm_town import tasks, tokenize, town
+from llm_town.english import generate_documents, log_probability
+from llm_town.floor import entropy_floor
+from llm_town.parse import ParseError, parse
 from llm_town.vocabulary import vocabulary
 
 NGRAM_ORDERS = (1, 2, 3, 4, 5)
@@ -52,11 +47,9 @@ def reparsed(documents: int) -> float:
     """The share of stories with the same derivation and log-probability, read from the text."""
     same = 0
     for story in generate_documents(documents, seed=3):
-        try:
-            derivation = parse(story.text)
-        except ParseError:
-            continue
-        same += derivation == story.derivation and log_probability(derivation) == story.log_prob
+        with suppress(ParseError):
+            read = parse(story.text)
+            same += read == story.derivation and log_probability(read) == story.log_prob
     return same / documents
 
 

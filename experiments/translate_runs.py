@@ -11,8 +11,9 @@ from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.presets import transformer_preset
 from llm_course.recipes.translate import TranslationRun, prepare_translation, translate_texts
 
-MULTI30K = ("train", "val", "test_2016_flickr")
+MULTI30K = {"data_files": "train", "validation_files": "val", "test_files": "test_2016_flickr"}
 BEAMS = 4
+Settings = tuple[TransformerConfig, PairConfig, TrainConfig]
 
 
 def run_translation(run: TranslationRun) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def translate_town_cpu(place: Place) -> dict[str, Any]:
         data = dataclasses.replace(preset.data, seed=seed)
         training = dataclasses.replace(preset.train, seed=seed, device="cpu")
         settings = place.sized(preset.model, data, training)
-        made = partial(_town_run, *settings, preset.smoothing, positions=name != "no-positions")
+        made = partial(_town_run, settings, preset.smoothing, positions=name != "no-positions")
         runs[name] = part_of(place, name, made)
         say(str({test: row["exact_match"] for test, row in runs[name]["test"].items()}))
     wrong = runs.pop("no-positions")
@@ -45,15 +46,8 @@ def translate_town_cpu(place: Place) -> dict[str, Any]:
     }
 
 
-def _town_run(
-    model: TransformerConfig,
-    data: PairConfig,
-    training: TrainConfig,
-    smoothing: float,
-    *,
-    positions: bool,
-) -> dict[str, Any]:
-    run = prepare_translation(model, data, training, smoothing=smoothing)
+def _town_run(settings: Settings, smoothing: float, *, positions: bool) -> dict[str, Any]:
+    run = prepare_translation(*settings, smoothing=smoothing)
     if not positions:
         run.model.position_table.zero_()
     return run_translation(run) | {"mistakes": _mistakes(run)}
@@ -76,19 +70,12 @@ def _mistakes(run: TranslationRun, shown: int = 12) -> dict[str, Any]:
 
 def _multi30k(place: Place, data: PairConfig, vocab_size: int) -> PairConfig:
     """The three files of the data folder, with one vocabulary of pieces."""
-    files = [str(place.text_file(f"multi30k_en_de/{name}.jsonl")) for name in MULTI30K]
-    return dataclasses.replace(
-        data,
-        data="files",
-        data_files=(files[0],),
-        validation_files=(files[1],),
-        test_files=(files[2],),
-        source="en",
-        target="de",
-        tokenizer="bpe",
-        vocab_size=vocab_size,
-        min_count=1,
-    )
+    files: dict[str, Any] = {
+        field: (str(place.text_file(f"multi30k_en_de/{name}.jsonl")),)
+        for field, name in MULTI30K.items()
+    }
+    pieces: dict[str, Any] = {"tokenizer": "bpe", "vocab_size": vocab_size, "min_count": 1}
+    return dataclasses.replace(data, data="files", source="en", target="de", **files, **pieces)
 
 
 def translate_multi30k(place: Place) -> dict[str, Any]:
