@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations, islice
 from pathlib import Path
 
 import pytest
 
-from llm_course.errors import DataError
+import llm_town
 from llm_town import (
     SPLITS,
     Grammar,
@@ -23,9 +26,9 @@ from llm_town import (
     spans,
     split_of,
     split_sentences,
-    text_sample,
     town,
 )
+from llm_town.errors import DataError
 from llm_town.grammar import ARTICLES, CLAUSES_FILE, PLOTS, Clause, tokens
 from llm_town.kinds import KINDS, kind_table
 from llm_town.lexicon import (
@@ -203,9 +206,12 @@ def test_no_sentence_belongs_to_two_clauses() -> None:
 
 
 def test_the_same_seed_gives_the_same_stories_on_every_machine() -> None:
-    sample = text_sample(200, seed=0)
-    assert sample == text_sample(200, seed=0)
-    assert sample != text_sample(200, seed=1)
+    def text_sample(seed: int) -> str:
+        return "".join(f"{document.text}\n" for document in generate_documents(200, seed))
+
+    sample = text_sample(0)
+    assert sample == text_sample(0)
+    assert sample != text_sample(1)
     assert hashlib.sha256(sample.encode()).hexdigest() == SAMPLE_SHA256
 
 
@@ -264,3 +270,25 @@ def test_spans_facts_and_polarity_describe_the_text() -> None:
         signs[(good > bad) - (good < bad)] += 1
     assert {"PERSON", "PLACE", "JOB", "EVENT"} <= set(kinds)
     assert min(signs[1], signs[-1]) > 30
+
+
+EVERYTHING = """
+import importlib, pkgutil, sys
+sys.path.insert(0, sys.argv[1])
+import llm_town
+for module in pkgutil.walk_packages(llm_town.__path__, "llm_town."):
+    importlib.import_module(module.name)
+print(*(document.text for document in llm_town.generate_documents(3, seed=0)), sep="\\n")
+"""
+
+
+def test_town_stands_alone_without_any_installed_package(tmp_path: Path) -> None:
+    shutil.copytree(Path(llm_town.__file__).parent, tmp_path / "llm_town")
+    alone = [sys.executable, "-I", "-S", "-c"]  # neither this folder nor site-packages
+    run = subprocess.run(
+        [*alone, EVERYTHING, str(tmp_path)], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [d.text for d in generate_documents(3, seed=0)]
+    control = subprocess.run([*alone, "import numpy"], capture_output=True, text=True)
+    assert "No module named 'numpy'" in control.stderr
