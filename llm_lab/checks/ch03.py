@@ -101,8 +101,7 @@ class _Items(dict[Any, int]):
 
 
 def _as_counts(value: Any, name: str) -> Any:
-    if value is None or value is Ellipsis:
-        return value
+    expect_given(value, name)
     if not isinstance(value, dict):
         raise CheckFailed(f"{name} must return a dictionary, got {type(value).__name__}")
     return {pair: count for pair, count in value.items() if count}

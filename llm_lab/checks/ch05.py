@@ -79,15 +79,9 @@ def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> None:
     for shape, n_heads in (((2, 5, 12), 3), ((1, 7, 10), 5)):
         x = draw(*shape)
         name = f"split_heads(x, {n_heads}) for x of shape {list(shape)}"
-        got = _called(
-            answer,
-            x.clone(),
-            n_heads,
-            name=name,
-            hint="take B, T and H * K from x.shape, and K is H * K // n_heads",
-        )
+        hint = "take B, T and H * K from x.shape, and K is H * K // n_heads"
         expect_close(
-            got,
+            _called(answer, x.clone(), n_heads, name=name, hint=hint),
             x.unflatten(-1, (n_heads, -1)).transpose(1, 2),
             name=name,
             tolerance=1e-12,
@@ -138,18 +132,12 @@ def check_without_head(answer: Callable[[Tensor, Tensor, int], Tensor]) -> None:
             given = heads.clone()
             shape = [n_heads, length, width]
             name = f"without_head(heads, w_o, {silent}) for heads of shape {shape}"
-            got = _called(
-                answer,
-                given,
-                w_o.clone(),
-                silent,
-                name=name,
-                hint=(
-                    "take H and K from heads.shape, bring the positions to the front before you "
-                    "join the heads, and note that here w_o is W^O itself, [H * K, D], not "
-                    "transposed as in nn.Linear"
-                ),
+            hint = (
+                "take H and K from heads.shape, bring the positions to the front before you join "
+                "the heads, and note that here w_o is W^O itself, [H * K, D], not transposed as "
+                "in nn.Linear"
             )
+            got = _called(answer, given, w_o.clone(), silent, name=name, hint=hint)
             if not torch.equal(given, heads):
                 raise CheckFailed("without_head changed its argument heads: work on a copy")
             blocks = w_o.unflatten(0, (n_heads, width))

@@ -86,13 +86,9 @@ def attention_part(
         json_script("llm-av-weights", start)
         + table(codes[layer], layer, head, queries, queries if keys is None else keys)
     )
-    return page_part(
-        "attention",
-        "llm-av",
-        title,
-        note="Where scripts run, this is an interactive view. The table shows how it begins.",
-        parts=[
-            json_script("llm-av-spec", spec),
-            folded("llm-av", "The numbers as a table", measured, opened=True),
-        ],
-    )
+    note = "Where scripts run, this is an interactive view. The table shows how it begins."
+    parts = [
+        json_script("llm-av-spec", spec),
+        folded("llm-av", "The numbers as a table", measured, opened=True),
+    ]
+    return page_part("attention", "llm-av", title, note=note, parts=parts)

@@ -84,7 +84,15 @@ def masking_view(
         "first": [[shown.reads, shown.how] for shown in first],
         "seed": seed,
     }
-    return MaskingView(tuple(tokens), _masking_part(first, spec, title))
+    parts = [
+        json_script("llm-mk-spec", spec),
+        _chips(first),
+        f'<p class="llm-mk-status" role="status">{sentence(first)}</p>',
+        _counts(first),
+        folded("llm-mk", "All tokens as a table", _table(first), opened=False),
+    ]
+    note = "Where scripts run, a button draws new maskings. This is the first one."
+    return MaskingView(tuple(tokens), page_part("masking", "llm-mk", title, note=note, parts=parts))
 
 
 def _first_masking(tokens: Sequence[str], ordinary: list[str], seed: int) -> list[Shown]:
@@ -150,20 +158,4 @@ def _table(masking: Sequence[Shown]) -> str:
         ("place", "text", "model reads", "label"),
         [(str(i), (s.token, s.reads, s.label)) for i, s in enumerate(masking)],
         "llm-mk-table",
-    )
-
-
-def _masking_part(masking: Sequence[Shown], spec: dict[str, object], title: str) -> str:
-    return page_part(
-        "masking",
-        "llm-mk",
-        title,
-        note="Where scripts run, a button draws new maskings. This is the first one.",
-        parts=[
-            json_script("llm-mk-spec", spec),
-            _chips(masking),
-            f'<p class="llm-mk-status" role="status">{sentence(masking)}</p>',
-            _counts(masking),
-            folded("llm-mk", "All tokens as a table", _table(masking), opened=False),
-        ],
     )
