@@ -13,8 +13,9 @@ from llm_course.generation.prepare import eval_mode
 from llm_course.generation.request import is_encoder_decoder
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.shapes import Float
-from llm_lab.pictures import attention_html
+from llm_lab.pictures.attention_html import attention_part
 from llm_lab.pictures.curves import FONT_SIZE
+from llm_lab.pictures.page_part import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +123,7 @@ class AttentionView:
     title: str
 
     def _repr_html_(self) -> str:
-        return attention_html.page_part(
+        return attention_part(
             self.weights, self.tokens, self.key_tokens, self.layer, self.head, self.title
         )
 
@@ -134,13 +135,12 @@ class AttentionView:
 
     def plot(self) -> Figure:
         """The static twin for print: `plot_attention` of the layer and head of the start."""
-        shown = attention_html.visible
         return plot_attention(
             [w[None] for w in self.weights],
-            [shown(token) for token in self.tokens],
+            [visible(token) for token in self.tokens],
             layer=self.layer,
             head=self.head,
-            key_tokens=self.key_tokens and [shown(token) for token in self.key_tokens],
+            key_tokens=self.key_tokens and [visible(token) for token in self.key_tokens],
             title=self.title,
         )
 

@@ -1,23 +1,17 @@
-"""Every exercise of chapter 06: the solution passes; blanks and wrong answers are diagnosed."""
+"""Right and wrong answers to the exercises of chapter 06, for `test_contract`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+from check_answers import Right, Wrong
 from torch import Tensor
 
 from llm_course.models.transformer import sinusoids
 from llm_lab.checks import ch06
-from llm_lab.checks.grading import CheckFailed
 
 WISE, EVEN, NEITHER = "position-wise", "equivariant", "order matters"
-
-
-def blank(*_: Any) -> Any:
-    raise NotImplementedError("write your answer here")
 
 
 def table(n: int, d: int, *, first: int = 0, step: float = 2.0, order: str = "pairs") -> Tensor:
@@ -131,7 +125,7 @@ def rolled(length: int) -> list[list[int]]:
     return [torch.arange(length).roll(turn).tolist() for turn in range(length)]
 
 
-WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
+WRONG: Wrong = [
     (ch06.check_position_table, lambda n, d: table(n, d, order="halves"), "alternate"),
     (ch06.check_position_table, lambda n, d: table(n, d, order="swapped"), "exchanged"),
     (ch06.check_position_table, lambda n, d: table(n, d, first=1), "positions begin at 1"),
@@ -178,29 +172,10 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch06.check_kind_of_layer, lambda *a: None, "must return"),
 ]
 
-RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
+RIGHT: Right = [
     (ch06.check_position_table, table),
     (ch06.check_moved_on, moved),
     (ch06.check_layer_norm, norm),
     (ch06.check_pre_norm_block, pre),
     (ch06.check_kind_of_layer, kind),
 ]
-
-
-@pytest.mark.parametrize(("check", "answer"), RIGHT)
-def test_the_solution_passes(check: Callable[..., None], answer: Callable[..., Any]) -> None:
-    check(answer)
-
-
-@pytest.mark.parametrize("check", [check for check, _ in RIGHT])
-def test_a_blank_answer_fails(check: Callable[..., None]) -> None:
-    with pytest.raises(NotImplementedError, match="write your answer"):
-        check(blank)
-
-
-@pytest.mark.parametrize(("check", "answer", "diagnosis"), WRONG)
-def test_a_wrong_answer_is_diagnosed(
-    check: Callable[..., None], answer: Callable[..., Any], diagnosis: str
-) -> None:
-    with pytest.raises(CheckFailed, match=diagnosis):
-        check(answer)

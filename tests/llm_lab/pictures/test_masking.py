@@ -15,8 +15,8 @@ from attention_cases import HOSTILE
 from book_tools import ROOT, hygiene, site_check
 
 from llm_lab.pictures import masking
-from llm_lab.pictures.attention_html import visible
 from llm_lab.pictures.masking import MaskingView, masking_view
+from llm_lab.pictures.page_part import visible
 
 TOKENS = ["[CLS]", *["the", "baker", "sold", "warm", "bread", "near", "the", "lake"], "[SEP]"]
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(500))]

@@ -32,15 +32,15 @@ from torch import Tensor
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from llm_lab.pictures import attention_html
+from llm_lab.pictures import attention_html, page_part
 from llm_lab.pictures.attention import (
     MAX_WEIGHTS,
     AttentionView,
     attention_view,
     plot_attention,
 )
-from llm_lab.pictures.attention_html import visible
 from llm_lab.pictures.measured import BEGIN_HTML, END_HTML
+from llm_lab.pictures.page_part import visible
 
 MOST_BYTES = 200_000  # of 12 heads, 6 layers, 32 tokens
 
@@ -215,7 +215,7 @@ def test_hostile_tokens_add_no_element_no_attribute_and_no_comment() -> None:
 
 
 def test_hostile_tokens_would_be_found_without_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_html, "escape", lambda text: text)
+    monkeypatch.setattr(page_part, "escape", lambda text: text)
     hostile = Parsed(html_of(hostile_view()))
     harmless = Parsed(html_of(hostile_view(["word"] * 40)))
     assert hostile.elements != harmless.elements
