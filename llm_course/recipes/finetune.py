@@ -141,7 +141,7 @@ def prepare_finetune(
 
     Args:
         task: classify (a text), pair (two texts), tag (words) or qa (answers in a text).
-        splits: `corpus.labelled.town_splits`, or what `read_examples` read.
+        splits: `examples.town_splits`, or what `read_examples` read.
         checkpoint: a directory with a BERT and its tokenizer, or a hub id.
         train_config: None: the preset that suits the size of the model.
         epochs: sets the number of updates, of which `warmup_steps` (None: a tenth) warm up; None:
