@@ -21,7 +21,7 @@ import torch
 from experiments.script import Place, RecordedRun, provenance, run_training
 from llm_course.batches.sentence_pairs import IS_NEXT, Pair, SentencePairEvaluation, pair_batch
 from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
-from llm_course.data import sources
+from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
 from llm_course.losses.masked import INPUTS, bert_loss_fn
 from llm_course.models.bert import BERT
@@ -108,7 +108,7 @@ def store_checkpoint(run: BERTRun, directory: Path) -> dict[str, str]:
 
 def _scores(run: BERTRun, path: Path) -> dict[str, float]:
     """MLM and NSP of a text that is not of the training files, by its paragraphs."""
-    texts = sources.read_documents(path, document="paragraph")
+    texts = corpora.read_documents(path, document="paragraph")
     documents = encoded(run.data.tokenizer, [split_sentences(text) for text in texts])
     batches = SentencePairEvaluation(
         documents, run.data.validation.context, EVALUATION_ROWS, run.data.masking

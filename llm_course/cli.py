@@ -7,7 +7,6 @@ help. Nothing here imports torch before a command runs.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
-from llm_course.errors import CheckpointError, ConfigError, HeldOutError, RunInUseError
+from llm_course import errors
 from llm_course.presets import PRESETS
 
 DESCRIPTION = (
@@ -32,7 +31,7 @@ DESCRIPTION = (
 # Errors whose message is all that a user needs.
 EXPLAINED = (
     *(ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError),
-    *(CheckpointError, HeldOutError, RunInUseError),
+    *(errors.CheckpointError, errors.HeldOutError, errors.RunInUseError),
 )
 
 
@@ -235,9 +234,8 @@ def _no_command(words: Sequence[str]) -> NoReturn:
     lines = [f"  {n:<14}{(own.__doc__ or '').splitlines()[0]}" for n, (own, *_) in COMMANDS.items()]
     text = "\n".join(["usage: llm-course COMMAND ...", "", DESCRIPTION, "", *lines])
     if not asked and words:
-        near = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1)
-        text += f"\n\nunknown command {' '.join(words[:2])!r}"
-        text += f", did you mean {near[0]!r}?" if near else ""
+        name = " ".join(words[:2])
+        text += f"\n\nunknown command {name!r}{errors.did_you_mean(name, COMMANDS)}"
     print(text, file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)
 
@@ -246,7 +244,9 @@ def record_command(**options: Any) -> None:
     """The recorded runs are scripts of a clone, not of the installed package."""
     clone = Path(__file__).resolve().parents[1]
     if not (clone / "experiments").is_dir():
-        raise ConfigError(f"record needs a clone of the course, {clone} holds no experiments/")
+        raise errors.ConfigError(
+            f"record needs a clone of the course, {clone} holds no experiments/"
+        )
     sys.path.insert(0, str(clone))
     from experiments import record
 

@@ -6,12 +6,11 @@ This module imports no torch, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from llm_course.errors import ConfigError
+from llm_course.errors import ConfigError, did_you_mean
 
 MAX_SEED = 2**32 - 1  # what every library takes, with the number of a process added
 
@@ -52,9 +51,8 @@ class _Config:
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else f": expected {', '.join(names)}"
-                raise ConfigError(f"unknown setting {key!r} of {cls.__name__}{hint}")
+                near = did_you_mean(key, names) or f": expected {', '.join(names)}"
+                raise ConfigError(f"unknown setting {key!r} of {cls.__name__}{near}")
         return cls(**values)
 
 

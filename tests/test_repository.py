@@ -194,7 +194,7 @@ def test_forbidden_words_are_found() -> None:
 
 INTRUDERS = {  # file -> an import that breaks the contract named beside it
     "llm_town/parse.py": ("import llm_course", "The four folders"),
-    "llm_course/data/records.py": ("import llm_course.models.layers", "Each room imports only"),
+    "llm_course/data/readers.py": ("import llm_course.models.layers", "Each room imports only"),
     "llm_course/models/gpt.py": ("import llm_course.models.bert", "The model files do not import"),
     "llm_course/models/t5.py": ("import llm_course.losses", "Models know neither"),
     "llm_course/models/layers.py": ("import llm_course.configs", "What the papers share"),

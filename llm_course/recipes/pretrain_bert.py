@@ -18,7 +18,7 @@ from llm_course.batches.sentence_pairs import (
     SentencePairEvaluation,
 )
 from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
-from llm_course.data import sources
+from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
 from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
@@ -208,12 +208,12 @@ def _documents(config: BERTDataConfig) -> tuple[Sentences, Sentences]:
         return [list(d.sentences) for d in stories], [list(d.sentences) for d in others]
     if config.data == "hub":
         assert config.dataset is not None  # DataConfig has seen to it
-        texts = list(sources.load_hub(config.dataset, column=config.column))
+        texts = corpora.load_hub(config.dataset, column=config.column)
     elif is_plain_text(config.data_files):
-        texts = list(sources.read_documents(config.data_files, document="paragraph"))
+        texts = corpora.read_documents(config.data_files, document="paragraph")
     else:
-        texts = list(sources.read_documents(config.data_files, column=config.column))
-    training, held_out = sources.split_documents(texts, config.validation, config.seed)
+        texts = corpora.read_documents(config.data_files, column=config.column)
+    training, held_out = corpora.split_documents(texts, config.validation, config.seed)
     return [split_sentences(t) for t in training], [split_sentences(t) for t in held_out]
 
 

@@ -21,7 +21,7 @@ from llm_course import GPT, GPTConfig, T5Config, Tokenizer, TrainConfig, generat
 from llm_course.batches.batching import BlockBatches, DocumentBatches
 from llm_course.cli import main
 from llm_course.configs import DataConfig, TransformerConfig
-from llm_course.data.sources import read_documents
+from llm_course.data.corpora import read_documents
 from llm_course.errors import CheckpointError, ConfigError, DataError, RunInUseError, WeightsError
 from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
 from llm_course.models.gpt import GPTBlock
@@ -400,13 +400,13 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
     ("NUL", reading("n.txt", b"fine\na\x00b"), DataError, "n.txt: line 2, byte 2: NUL"),
     ("unknown ending", reading("a.pdf", b"x"), DataError, r"a.pdf.*\.txt"),
     ("a folder", lambda t: read_documents([t]), DataError, "a folder; name the files"),
-    ("column of a text", reading("t.txt", b"x", column="text"), DataError, "column='text'.*csv"),
+    ("column of a text", reading("t.txt", b"x", column="text"), DataError, "='text' is for tables"),
     ("a column twice", reading("d.csv", b"text,text\na,b\n"), DataError, "d.csv: line 1.*'text'"),
     (
         "which column",
         reading("q.csv", b"a,b\n1,2\n"),
         DataError,
-        "q.csv: name the column.*'a', 'b'",
+        "q.csv: line 2: name the column.*'a', 'b'",
     ),
     (
         "a number for a text",

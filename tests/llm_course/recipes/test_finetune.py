@@ -20,7 +20,7 @@ from transformers import (
 from llm_course import BERT, BERTConfig, Tokenizer, TrainConfig
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import (
-    TASKS,
+    KINDS,
     Answer,
     HeldOut,
     QuestionExample,
@@ -81,7 +81,7 @@ def weights(run: FineTuneRun) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.covers("B4")
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_eight_examples_of_each_task_can_be_learnt_by_heart(task: str, checkpoint: Path) -> None:
     eight = town_examples(task, 8, 3)
     config = dataclasses.replace(SHORT, max_steps=90, warmup_steps=9, weight_decay=0.0)
@@ -210,7 +210,7 @@ def test_a_test_set_that_several_runs_share_is_opened_once_in_all(checkpoint: Pa
         none.test_scores()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_the_scores_are_those_of_the_task_and_in_the_summary(task: str, checkpoint: Path) -> None:
     names = {"tag": {"precision", "recall", "f1"}, "qa": {"exact_match", "f1"}}
     run = short(task, checkpoint)
@@ -224,7 +224,7 @@ def test_the_scores_are_those_of_the_task_and_in_the_summary(task: str, checkpoi
 # Saved models
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_a_saved_model_predicts_the_same_and_opens_in_transformers(
     task: str, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -441,7 +441,7 @@ def test_few_examples_are_one_batch_and_none_is_an_error(checkpoint: Path) -> No
 
 
 def test_every_task_has_a_form_and_a_way_to_open_it() -> None:
-    assert set(FORMS) == set(OPENS_AS) == set(TASKS)
+    assert set(FORMS) == set(OPENS_AS) == set(KINDS)
 
 
 @pytest.mark.parametrize("task", ["classify", "tag", "qa", "pair"])
