@@ -14,7 +14,7 @@ from llm_course.data.corpora import read_documents
 from llm_course.data.example_files import CONLL_SUFFIXES, read_examples
 from llm_course.data.examples import KINDS
 from llm_course.data.pair_files import read_pairs
-from llm_course.errors import DataError
+from llm_course.errors import DataError, did_you_mean
 
 pytestmark = pytest.mark.unchecked  # a type check would refuse some values before we do
 
@@ -151,3 +151,9 @@ def test_a_hostile_file_is_read_or_refused_in_a_short_line(
         assert message.startswith(str(path))
         assert len(message) < 500 + len(str(path))
         assert message.isprintable()
+
+
+def test_the_nearest_name_is_found_and_a_long_one_costs_little() -> None:
+    assert did_you_mean("texd", ["label", "text"]) == "; did you mean 'text'?"
+    assert did_you_mean("quite another", ["label", "text"]) == ""
+    assert did_you_mean("x" * 10_000_000, (str(n) for n in range(10_000_000))) == ""
