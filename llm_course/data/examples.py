@@ -170,17 +170,15 @@ def town_examples(
     return [QuestionExample(e.question, e.context, (Answer(e.answer, e.start),)) for e in asked]
 
 
-def town_splits(
-    task: str, n_train: int = 2000, n_held_out: int = 500, seed: int = 0, shift: str = "none"
-) -> Splits:
-    """Training, development and test examples of Town; `shift` is that of the test set.
+def town_splits(task: str, n_train: int = 2000, n_held_out: int = 500, seed: int = 0) -> Splits:
+    """Training, development and test examples of Town.
 
     Only the training examples depend on the seed: what is reported is the same for all of them.
     """
     return Splits(
         town_examples(task, n_train, seed, "train"),
         town_examples(task, n_held_out, 0, "validation"),
-        town_examples(task, n_held_out, 0, "test", shift),
+        town_examples(task, n_held_out, 0, "test"),
     )
 
 

@@ -151,10 +151,11 @@ def _json_rows(path: Path, encoding: str, bad: BadRows) -> Iterator[Row]:
     whole = path.suffix.lower() == ".json" and not _has_an_object_a_line(path, encoding)
     for text in ["".join(lines)] if whole else lines:
         line = 1 if whole else lines.number
+        if not text.strip():
+            continue
         with bad:
-            value = _parsed(text.rstrip(), path, line) if text.strip() else []
-            items = value if isinstance(value, list) and (whole or not value) else [value]
-            for number, item in enumerate(items, 1):
+            value = _parsed(text.rstrip(), path, line)
+            for number, item in enumerate(value if whole and type(value) is list else [value], 1):
                 with bad:
                     place = f"{path}: item {number}" if whole else f"{path}: line {line}"
                     if not isinstance(item, dict):

@@ -130,6 +130,7 @@ BAD = [
     ("a.csv", b"text,y\na,1\n\xff,1\n", {}, "line 3, byte 1: 0xff is not utf-8"),
     ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, r"line 2, column \d+: Expecting value"),
     ("a.jsonl", b'{"text": "a"}\n["a"]\n', {}, r"line 2: expected an object, got \['a'\] .list"),
+    ("a.jsonl", b'{"text": "a"}\n[]\n', {}, r"line 2: expected an object, got \[\] .list"),
     ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', {}, "line 2: column 'text' holds nothing"),
     ("a.jsonl", b'{"text": 3}\n', {}, "line 1: column 'text' holds 3 .int., expected text"),
     ("a.jsonl", b'{"text": "a"}\n{"x": "b"}\n', {}, "line 2: no column 'text'; there are 'x'"),

@@ -57,6 +57,16 @@ def test_one_set_of_examples_is_read_alike_from_every_form(tmp_path: Path) -> No
     assert read_examples("classify", tmp_path / "a.csv", labelled=False)[0].label is None
 
 
+def test_another_encoding_is_read_when_it_is_named(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.csv", "text,label\ncafé,1\n“à”,0\n".encode("cp1252"))
+    with pytest.raises(DataError, match="line 2, byte 4: 0xe9 is not utf-8"):
+        read_examples("classify", path)
+    found = read_examples("classify", path, encoding="cp1252")
+    assert [e.text for e in found] == ["café", "“à”"]
+    tagged = file(tmp_path, "a.conll", "é O\n".encode("latin-1"))
+    assert read_examples("tag", tagged, encoding="latin-1")[0].words == ("é",)
+
+
 def test_labels_of_json_are_names_of_classes(tmp_path: Path) -> None:
     values = [1, "1", 1.0, True, "yes ", -2]
     lines = "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in values)

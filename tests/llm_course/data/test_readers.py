@@ -14,11 +14,11 @@ from llm_course.data.corpora import read_documents
 from llm_course.data.example_files import CONLL_SUFFIXES, read_examples
 from llm_course.data.examples import KINDS
 from llm_course.data.pair_files import read_pairs
-from llm_course.errors import DataError
+from llm_course.errors import DataError, did_you_mean
 
 pytestmark = pytest.mark.unchecked  # a type check would refuse some values before we do
 
-LONG = b"word " * 2_000_000
+LONG = b"word " * 200_000
 SQUAD = b'{"context": "c d", "question": "q", "answers": {"text": ["d"], "answer_start": [2]}}'
 
 HOSTILE: dict[str, bytes] = {
@@ -50,10 +50,10 @@ HOSTILE: dict[str, bytes] = {
     "zip": b"PK\x03\x04" + bytes(range(256)) * 40,
     "escape sequences": b"text,label\n\x1b[31mred\x1b[0m,1\n\x07,2\n",
     # lines
-    "a line of 10 MB": LONG,
-    "a field of 10 MB": b'text,label\n"' + LONG + b'",1\n',
-    "a header of 10 MB": LONG + b",label\na,1\n",
-    "a million columns": b"a," * 1_000_000 + b"b\n" + b"1," * 1_000_000 + b"2\n",
+    "a line of 10 MB": LONG * 10,
+    "a field of 1 MB": b'text,label\n"' + LONG + b'",1\n',
+    "a header of 1 MB": LONG + b",label\na,1\n",
+    "100,000 columns": b"a," * 100_000 + b"b\n" + b"1," * 100_000 + b"2\n",
     "as many different columns": b",".join(b"%d" % n for n in range(200_000)) + b"\n",
     "carriage returns": b"text,label\ra,1\rb,2\r",
     "mixed line ends": b"text,label\r\na,1\nb,2\r\n",
@@ -62,7 +62,7 @@ HOSTILE: dict[str, bytes] = {
     # csv
     "quoted line ends": b'text,label\n"a\nb\r\nc",1\nd,2\n',
     "open quote": b'text,label\n"a,1\nb,2\n',
-    "open quote of 10 MB": b'text,label\n"' + LONG,
+    "open quote of 1 MB": b'text,label\n"' + LONG,
     "quote inside": b'text,label\na"b,1\n"c"d,2\n',
     "only quotes": b'"' * 100_001,
     "ragged": b"text,label\na,1\nb\nc,3,4\n",
@@ -105,10 +105,10 @@ HOSTILE: dict[str, bytes] = {
     "answers of other lengths": SQUAD.replace(b"[2]", b"[2, 3]"),
     "answers that are one text": SQUAD.replace(b'["d"]', b'"d"'),
     # words
-    "a word of 10 MB": b"w" * 10_000_000 + b" O\n",
+    "a word of 1 MB": b"w" * 1_000_000 + b" O\n",
     "one column": b"a\nb\n\nO\n",
     "tags alone": b"O\nB-X\n",
-    "100,000 words": b"a O\n" * 100_000,
+    "20,000 words": b"a O\n" * 20_000,
 }
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", *CONLL_SUFFIXES[:1])
 
@@ -151,3 +151,9 @@ def test_a_hostile_file_is_read_or_refused_in_a_short_line(
         assert message.startswith(str(path))
         assert len(message) < 500 + len(str(path))
         assert message.isprintable()
+
+
+def test_the_nearest_name_is_found_and_a_long_one_costs_little() -> None:
+    assert did_you_mean("texd", ["label", "text"]) == "; did you mean 'text'?"
+    assert did_you_mean("quite another", ["label", "text"]) == ""
+    assert did_you_mean("x" * 10_000_000, (str(n) for n in range(10_000_000))) == ""
