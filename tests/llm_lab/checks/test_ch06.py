@@ -53,10 +53,6 @@ def no_tolerance(layer: Any, d: int, length: int) -> str:
     return kind(layer, d, length, permute=False) if same else NEITHER
 
 
-def in_place(rows: Tensor, k: int) -> Tensor:
-    return rows.copy_(moved(rows, k))
-
-
 def norm(
     x: Tensor,
     gain: Tensor,
@@ -138,7 +134,7 @@ WRONG: Wrong = [
     (ch06.check_moved_on, lambda rows, k: moved(rows, 1), "moves by 1"),
     (ch06.check_moved_on, lambda rows, k: rows + sinusoids(99, 12)[k], "not additive"),
     (ch06.check_moved_on, lambda rows, k: sinusoids(99, 12)[k : k + 6], "input rows are not used"),
-    (ch06.check_moved_on, in_place, "changes its input"),
+    (ch06.check_moved_on, lambda rows, k: rows.copy_(moved(rows, k)), "changes its input"),
     (ch06.check_moved_on, from_new_sines, "both from the old rows"),
     (ch06.check_layer_norm, lambda *a: norm(*a, correction=1), "divided by D - 1"),
     (ch06.check_layer_norm, lambda *a: norm(*a, outside=True), "epsilon outside the root"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -34,10 +33,6 @@ def cross(
 
 def no_mask(*a: Tensor) -> Tensor:
     return cross(*a[:5], torch.ones_like(a[5]))
-
-
-def turned_mask(*a: Tensor) -> Tensor:
-    return cross(*a[:5], ~a[5])
 
 
 def of_the_target(y: Tensor, states: Tensor, *a: Tensor) -> Tensor:
@@ -81,10 +76,6 @@ def count(
     decoder -= forgotten.get("unbiased", 0) * 4 * d * bias
     tables = forgotten.get("tables", 1 if tied else 2)
     return tables * vocab * d + n * (attention + ff + 2 * norm) + m * decoder
-
-
-def without_bias(*a: Any) -> int:
-    return count(*a[:6], False)
 
 
 def smoothed(
@@ -155,7 +146,7 @@ def unshifted(labels: Tensor, start: int, pad: int) -> Tensor:
 
 WRONG: Wrong = [
     (ch07.check_cross_attention, no_mask, "the padding is attended to"),
-    (ch07.check_cross_attention, turned_mask, "True means attend"),
+    (ch07.check_cross_attention, lambda *a: cross(*a[:5], ~a[5]), "True means attend"),
     (ch07.check_cross_attention, of_the_target, "must come from the encoder's states"),
     (ch07.check_cross_attention, exchanged, "must come from the decoder's y"),
     (ch07.check_cross_attention, keys_as_values, "use w_v"),
@@ -193,7 +184,7 @@ WRONG: Wrong = [
     (ch07.check_count_parameters, lambda *a: count(*a, tables=1), "the head has its own table"),
     (ch07.check_count_parameters, lambda *a: count(*a, tables=2), "the head is the same table"),
     (ch07.check_count_parameters, lambda *a: count(*a, tables=3), "share one table"),
-    (ch07.check_count_parameters, without_bias, "four projections"),
+    (ch07.check_count_parameters, lambda *a: count(*a[:6], False), "four projections"),
     (ch07.check_smoothed_loss, others_only, "all V a share"),
     (ch07.check_smoothed_loss, lambda *a: smoothed(*a, each=lambda e, v: e), "not times their sum"),
     (
