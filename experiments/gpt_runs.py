@@ -21,9 +21,11 @@ from llm_course.models.gpt import GPT
 from llm_course.presets import gpt_preset
 from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt
 from llm_course.recipes.sample import sample_texts
+from llm_lab.starts import copying
 from llm_town.judge import judge
 
 SHAKESPEARE = "tinyshakespeare.txt"
+STARTS = {"reset_parameters": GPT.reset_parameters, "reset_to_copying": copying}  # recorded so
 
 
 def gpt_town(place: Place) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def gpt_start_cpu(place: Place) -> dict[str, Any]:
     starts: dict[str, dict[str, Any]] = {name: {} for name in texts}
     for name, (model, data) in texts.items():
         chosen = training if name == "town" else dataclasses.replace(plays, max_steps=1000)
-        for start in ("reset_parameters", "reset_to_copying"):
+        for start in STARTS:
             trained = partial(_from_start, place, start, model, data, chosen)
             starts[name][start] = part_of(place, f"{name}-{start}", trained)
     other = {
@@ -105,7 +107,7 @@ def _from_start(
         model, data, training = _tiny(model, data, training)
     run = prepare_gpt(model, data, training)
     torch.manual_seed(training.seed)
-    getattr(run.model, start)()
+    STARTS[start](run.model)
     result = run_training(run)
     say(f"{data.data}, {start}: {result['val_nats_per_char']:.3f} nats a character")
     return result
