@@ -21,6 +21,7 @@ from llm_course.tokenizers.library import Tokenizer
 from llm_lab import results
 from llm_lab.counting.baselines import bare_scores, dictionary, question_rule
 from llm_lab.finetune_plans import OWN_START, PLANS, WAYS, Plan, best_bag, settings
+from llm_lab.starts import neighbours
 from llm_town.tasks import SHIFTS
 
 CHECKPOINT = "bert_town_cpu"
@@ -143,7 +144,7 @@ def untrained(checkpoint: Path, folder: Path, seed: int) -> Path:
     config = BERT.from_pretrained(checkpoint, dtype=torch.float32).config
     torch.manual_seed(seed)
     model = BERT(config)
-    model.reset_to_neighbours()
+    neighbours(model)
     model.save_pretrained(folder)
     Tokenizer.load(checkpoint).save(folder)
     return folder

@@ -13,13 +13,16 @@ import torch
 
 from experiments.script import Place, RecordedRun, part_of, run_training, say
 from llm_course.configs import DataConfig, GPTConfig, TrainConfig
+from llm_course.models.gpt import GPT
 from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt
 from llm_course.recipes.sample import sample_texts
+from llm_lab.starts import copying
 from llm_town.judge import judge
 
 SHAKESPEARE = "tinyshakespeare.txt"
 ADAMW = {"optimizer": "adamw", "lr": 4e-3, "embedding_lr_scale": 4.0, "weight_decay": 0.1}
+STARTS = {"reset_parameters": GPT.reset_parameters, "reset_to_copying": copying}  # recorded so
 
 
 def gpt_town(place: Place) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def gpt_start_cpu(place: Place) -> dict[str, Any]:
     result: dict[str, Any] = {"seed": town.seed}
     for name, settings in texts.items():
         result[name] = {}
-        for start in ("reset_parameters", "reset_to_copying"):
+        for start in STARTS:
             trained = partial(_from_start, place, start, *settings)
             result[name][start] = part_of(place, f"{name}-{start}", trained)
     changes: dict[str, dict[str, Any]] = {
@@ -91,7 +94,7 @@ def _from_start(
 ) -> dict[str, Any]:
     run = prepare_gpt(*place.sized(model, data, training))
     torch.manual_seed(training.seed)
-    getattr(run.model, start)()
+    STARTS[start](run.model)
     result = run_training(run)
     say(f"{data.data}, {start}: {result['val_nats_per_char']:.3f} nats a character")
     return result

@@ -106,6 +106,7 @@ class BERTConfig(_ModelConfig):
     n_positions: int = 512  # the longest row
     n_segments: int = 2
     activation: Activation = "gelu"
+    tied: bool = True  # the last matrix of the MLM head is the token embedding
     dropout: float = 0.1  # share of activations set to 0 in training
     norm_eps: float = 1e-12
     pad_token_id: int = 0

@@ -144,7 +144,9 @@ def prepare_bert(
     config = dataclasses.replace(model, vocab_size=len(tokens), pad_token_id=pad_id)
     torch.manual_seed(train_config.seed)
     network = BERT(config)
-    network.reset_to_neighbours()
+    from llm_lab.starts import neighbours  # of the course, not of the paper: see .importlinter
+
+    neighbours(network)
     return BERTRun(model=network, data=prepared, train_config=train_config, out=out)
 
 

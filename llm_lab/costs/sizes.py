@@ -113,11 +113,11 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     stacks = _stacks(config)
     for part in ("attention", "cross-attention", "feed-forward", "norms"):
         table[part] = sum(stack.parameters()[part] for stack in stacks)
+    table["heads"] = 0 if config.tied else v * d
     if isinstance(config, BERTConfig):
         table["norms"] += 4 * d  # of the embeddings and of the MLM head
-        table["heads"] = 2 * (d * d + d) + v + 2 * d + 2
+        table["heads"] += 2 * (d * d + d) + v + 2 * d + 2
     else:
-        table["heads"] = 0 if config.tied else v * d
         last = {GPTConfig: 2 * d, T5Config: 2 * d}  # a LayerNorm; an RMSNorm for each stack
         table["norms"] += last.get(type(config), 0)
     return {part: count for part, count in table.items() if count}

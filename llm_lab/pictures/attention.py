@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llm_course.generation.prepare import eval_mode
 from llm_course.generation.request import is_encoder_decoder
+from llm_course.generation.stepping import eval_mode
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.shapes import Float
 from llm_lab.pictures.attention_html import attention_part
@@ -45,14 +45,17 @@ def attention_maps(
             `decoder_input_ids`.
 
     Raises:
-        ValueError: a part that the model does not have.
+        ValueError: a part that the model does not have, or a cache.
     """
     modules = _attentions(model, part)
+    if inputs.get("cache") is not None:
+        raise ValueError("attention_maps needs the whole text at once: cache must be None")
     found: dict[nn.Module, Tensor] = {}
 
     def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], _: Tensor) -> None:
         assert isinstance(module, MultiHeadAttention)
-        found[module] = module.weights(*args, **kwargs)
+        used = {name: kwargs[name] for name in ("mask", "causal") if name in kwargs}
+        found[module] = module.weights(*args, **used)
 
     hooks = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     try:

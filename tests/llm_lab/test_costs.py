@@ -44,6 +44,7 @@ GATED = T5Config(
 CONFIGS = {
     "gpt": GPT_SMALL,
     "gpt untied": GPTConfig(**SMALL, tied=False),
+    "bert untied": BERTConfig(**SMALL, d_ff=48, n_positions=12, tied=False),
     "bert": BERT_SMALL,
     "t5": T5_SMALL,
     "t5 gated, untied": GATED,
