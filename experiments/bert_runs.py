@@ -9,84 +9,79 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.hidden_words import hidden_words
-from experiments.packing import packing_cpu
-from experiments.record import Place, RecordedRun
-from experiments.training import run_training
-from llm_course.batches.sentence_pairs import SentencePairEvaluation
-from llm_course.configs import BERTConfig, DataConfig, TrainConfig
-from llm_course.data import sources
+from experiments.script import Place, RecordedRun, provenance, run_training
+from llm_course.batches.sentence_pairs import IS_NEXT, Pair, SentencePairEvaluation, pair_batch
+from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
+from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
-from llm_course.losses.masked import bert_loss_fn
+from llm_course.losses.masked import INPUTS, bert_loss_fn
 from llm_course.models.bert import BERT
-from llm_course.presets import bert_preset
-from llm_course.recipes.pretrain_bert import BERTRun, accuracies, encoded, prepare_bert
+from llm_course.presets import find_preset
+from llm_course.recipes.pretrain_bert import BERTRun, accuracies, encoded, masking_of, prepare_bert
 from llm_course.recipes.texts import EVALUATION_ROWS
+from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.evaluate import loss_sums
+from llm_lab.counting.ngram_gap import GapModel
+from llm_town import generate_documents
+from llm_town.conditionals import conditional, given, word_spans
+from llm_town.tasks import next_sentence
 
-BOOKS = (
-    "gutenberg_en/great_expectations.txt",
-    "gutenberg_en/moby_dick.txt",
-    "gutenberg_en/pride_and_prejudice.txt",
-    "gutenberg_en/sherlock_holmes.txt",
-    "gutenberg_en/tale_of_two_cities.txt",
-    "wikitext2/valid.txt",
-)
+NOVELS = "great_expectations moby_dick pride_and_prejudice sherlock_holmes tale_of_two_cities"
+BOOKS = (*(f"gutenberg_en/{name}.txt" for name in NOVELS.split()), "wikitext2/valid.txt")
 SCORED = "wikitext2/test.txt"
+Settings = tuple[BERTConfig, BERTDataConfig, TrainConfig]
+GROUPS = ("drawn anew", "a name told elsewhere", "else certain")  # of hidden words
 
 
 def bert_town_cpu(place: Place) -> dict[str, Any]:
-    """The cpu preset on Town for longer, and its checkpoint, from which chapter 11 fine-tunes."""
-    preset = bert_preset("cpu")
+    """BERT on Town, cpu preset for longer, and its checkpoint, from which chapter 11 fine-tunes."""
+    preset = find_preset("bert", "cpu")
     data = dataclasses.replace(preset.data, documents=60_000)
     training = _longer(preset.train, 5000)
-    result = pretrained(place, preset.model, data, training, keep=True)
+    result = pretrained(place, (preset.model, data, training), keep=True)
     stories, counted = (5, (60, 120)) if place.tiny else (200, (8_000, data.documents))
     return result | {"hidden_words": hidden_words(place.checkpoint, stories, counted)}
 
 
 def bert_town(place: Place) -> dict[str, Any]:
-    """The h200 preset on Town."""
-    preset = bert_preset("h200")
-    return pretrained(place, preset.model, preset.data, preset.train)
+    """BERT on Town, h200 preset."""
+    preset = find_preset("bert", "h200")
+    return pretrained(place, (preset.model, preset.data, preset.train))
 
 
 def bert_books_cpu(place: Place) -> dict[str, Any]:
-    """The small model on five novels and articles of Wikipedia, and its checkpoint."""
-    preset = bert_preset("cpu")
+    """A small BERT on five novels and articles of Wikipedia, and its checkpoint."""
+    preset = find_preset("bert", "cpu")
     data = _books(place, dataclasses.replace(preset.data, context=128))
     model = dataclasses.replace(preset.model, n_positions=128)
-    return pretrained(place, model, data, _longer(preset.train, 2500), keep=True, scored=SCORED)
+    settings = (model, data, _longer(preset.train, 2500))
+    return pretrained(place, settings, keep=True, scored=SCORED)
 
 
 def bert_books(place: Place) -> dict[str, Any]:
-    """The t4 preset on the same text: 7 million characters are soon known by heart."""
-    preset = bert_preset("t4")
-    return pretrained(place, preset.model, _books(place, preset.data), preset.train, scored=SCORED)
+    """BERT on novels and Wikipedia, t4 preset: 7 million characters are soon known by heart."""
+    preset = find_preset("bert", "t4")
+    settings = (preset.model, _books(place, preset.data), preset.train)
+    return pretrained(place, settings, scored=SCORED)
 
 
 def pretrained(
-    place: Place,
-    model: BERTConfig,
-    data: DataConfig,
-    training: TrainConfig,
-    *,
-    keep: bool = False,
-    scored: str | None = None,
+    place: Place, settings: Settings, *, keep: bool = False, scored: str | None = None
 ) -> dict[str, Any]:
     """Train to the end (going on after an interruption) and evaluate.
 
     `keep` stores the checkpoint beside the result; `scored` is a text file of the data folder.
     """
-    if place.tiny:
-        model, data, training = _tiny(model, data, training)
+    model, data, training = place.sized(*settings)
     run = prepare_bert(model, data, training, out=place.out)
     result = run_training(run)
     result |= {"data": _without_folder(place, data), "batch": [data.batch_size, data.context]}
@@ -113,7 +108,7 @@ def store_checkpoint(run: BERTRun, directory: Path) -> dict[str, str]:
 
 def _scores(run: BERTRun, path: Path) -> dict[str, float]:
     """MLM and NSP of a text that is not of the training files, by its paragraphs."""
-    texts = sources.read_documents(path, document="paragraph")
+    texts = corpora.read_documents(path, document="paragraph")
     documents = encoded(run.data.tokenizer, [split_sentences(text) for text in texts])
     batches = SentencePairEvaluation(
         documents, run.data.validation.context, EVALUATION_ROWS, run.data.masking
@@ -138,52 +133,112 @@ def _longer(training: TrainConfig, steps: int) -> TrainConfig:
     )
 
 
-def _books(place: Place, data: DataConfig) -> DataConfig:
+def _books(place: Place, data: BERTDataConfig) -> BERTDataConfig:
     files = tuple(str(place.text_file(name)) for name in BOOKS)
     return dataclasses.replace(data, data="files", data_files=files, validation=0.02)
 
 
-def _without_folder(place: Place, data: DataConfig) -> dict[str, Any]:
+def _without_folder(place: Place, data: BERTDataConfig) -> dict[str, Any]:
     """The settings of the data; files are named as in the data folder."""
-    names: Sequence[str] = [Path(f).relative_to(place.data_dir).as_posix() for f in data.data_files]
-    return data.to_dict() | {"data_files": list(names)}
+    names = [Path(f).relative_to(place.data_dir).as_posix() for f in data.data_files]
+    return data.to_dict() | {"data_files": names}
 
 
-def _tiny(
-    model: BERTConfig, data: DataConfig, training: TrainConfig
-) -> tuple[BERTConfig, DataConfig, TrainConfig]:
-    """The same run in seconds: only sizes change."""
-    return (
-        dataclasses.replace(model, n_layers=1, d_model=16, n_heads=2, d_ff=32, n_positions=160),
-        dataclasses.replace(
-            data, documents=120, context=160, batch_size=4, vocab_size=400, validation=0.3
-        ),
-        dataclasses.replace(
-            training, max_steps=4, warmup_steps=2, eval_every=2, save_every=2, device="cpu"
-        ),
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HiddenWord:
+    """A word of a held-out story that is a single piece; all other words are seen."""
+
+    pair: Pair  # the story, divided in its middle
+    place: int  # of the piece in the story
+    target: int  # the piece
+    floor: float  # nats of the best possible answer
+    best: float  # the probability that the best possible guess is right
+    group: str  # one of GROUPS
 
 
-RUNS = {
-    "bert_town": RecordedRun(
-        title="BERT on Town, h200 preset", device="cuda", minutes=8, make=bert_town
-    ),
-    "bert_books": RecordedRun(
-        title="BERT on novels and Wikipedia, t4 preset", device="cuda", minutes=10, make=bert_books
-    ),
-    "bert_town_cpu": RecordedRun(
-        title="BERT on Town, and its checkpoint", device="cpu", minutes=18, make=bert_town_cpu
-    ),
-    "bert_books_cpu": RecordedRun(
-        title="a small BERT on novels and Wikipedia, and its checkpoint",
-        device="cpu",
-        minutes=10,
-        make=bert_books_cpu,
-    ),
-    "bert_packing_cpu": RecordedRun(
-        title="BERT's rows packed and padded: tokens per second",
-        device="cpu",
-        minutes=3,
-        make=packing_cpu,
-    ),
-}
+def hidden_words(checkpoint: Path, stories: int, counted: Sequence[int]) -> dict[str, Any]:
+    """Nats of one hidden word, by group: the floor, the checkpoint, and counts of neighbours.
+
+    The neighbours, two on each side, are counted in so many training stories as `counted` says.
+    """
+    tokenizer = Tokenizer.load(checkpoint)
+    model = BERT.from_pretrained(checkpoint, dtype=torch.float32)
+    asked = list(_asked(tokenizer, model.config.n_positions, stories))
+    bert, right = _answered(model, tokenizer, asked)
+    nats = {"floor": [word.floor for word in asked], "BERT": bert}
+    for number in counted:
+        documents = [list(d.sentences) for d in generate_documents(number, 0, "train")]
+        flat = ([i for s in ids for i in s] for ids in encoded(tokenizer, documents))
+        gaps = GapModel(2, len(tokenizer)).fit(flat)
+        nats[f"counting, {number} stories"] = [
+            -math.log(gaps.probability([*w.pair.first, *(w.pair.second or ())], w.place))
+            for w in asked
+        ]
+    members = {"all": list(range(len(asked)))}
+    for group in GROUPS:
+        members[group] = [i for i, word in enumerate(asked) if word.group == group]
+    return {
+        **{key: provenance()[key] for key in ("date", "commit")},
+        "stories": stories,
+        "words": {group: len(numbers) for group, numbers in members.items()},
+        "right": {"BERT": right, "best possible": sum(w.best for w in asked) / len(asked)},
+        "nats": {
+            name: {g: sum(values[i] for i in m) / max(len(m), 1) for g, m in members.items()}
+            for name, values in nats.items()
+        },
+    }
+
+
+def _asked(tokenizer: Tokenizer, context: int, stories: int, each: int = 8) -> Iterator[HiddenWord]:
+    """Some words of each of the first held-out stories that fit into a row."""
+    tokens = map(tokenizer.token, range(len(tokenizer)))
+    words, draw = {token for token in tokens if token.isalpha()}, random.Random(0)
+    held_out = generate_documents(2 * stories, 0, "validation")
+    fit = (d for d in held_out if len(tokenizer.encode(d.text)) < context - 8)
+    for document, _ in zip(fit, range(stories)):
+        text = document.text
+        pieces = tokenizer.backend.encode(text, add_special_tokens=False)
+        middle = len(tokenizer.encode(next_sentence.halves(document)[0]))
+        pair = Pair(pieces.ids[:middle], pieces.ids[middle:], IS_NEXT, (0, 0))
+        begins = {a: number for number, (a, _) in enumerate(pieces.offsets)}
+        single = [(a, b) for a, b in word_spans(text) if text[a:b] in words]
+        for a, b in draw.sample(single, min(each, len(single))):
+            exact = given(conditional(document, a, b), words)
+            target, floor = pieces.ids[begins[a]], -math.log(exact[text[a:b]])
+            told = pieces.ids.count(target) > 1 and text[a:b].istitle() and b - a > 3
+            group = GROUPS[0] if floor > 0.01 else GROUPS[1] if told else GROUPS[2]
+            best = max(exact.values())
+            yield HiddenWord(
+                pair=pair, place=begins[a], target=target, floor=floor, best=best, group=group
+            )
+
+
+def _answered(
+    model: BERT, tokenizer: Tokenizer, asked: Sequence[HiddenWord]
+) -> tuple[list[float], float]:
+    """The nats of each hidden word, each alone in its row, and the share that is guessed right."""
+    silent = dataclasses.replace(masking_of(tokenizer), chosen=0.0)
+    nats: list[float] = []
+    right = 0
+    for begin in range(0, len(asked), EVALUATION_ROWS):
+        some = asked[begin : begin + EVALUATION_ROWS]
+        width = max(len(word.pair.ids(silent)) for word in some)
+        batch = pair_batch([[word.pair] for word in some], width, silent, "")
+        rows, targets = torch.arange(len(some)), torch.tensor([word.target for word in some])
+        # behind [CLS], and in the second segment behind [SEP] too
+        places = torch.tensor([w.place + 1 + (w.place >= len(w.pair.first)) for w in some])
+        batch["input_ids"][rows, places] = silent.mask_id
+        with torch.no_grad():
+            hidden = model.hidden(**{name: batch[name] for name in INPUTS})
+            log_p = model.mlm_head(hidden[rows, places]).log_softmax(dim=-1)
+        nats += (-log_p[rows, targets]).tolist()
+        right += int((log_p.argmax(dim=-1) == targets).sum())
+    return nats, right / len(asked)
+
+
+RUNS = [
+    RecordedRun(bert_town, 8, "cuda"),
+    RecordedRun(bert_books, 10, "cuda"),
+    RecordedRun(bert_town_cpu, 18),
+    RecordedRun(bert_books_cpu, 10),
+]

@@ -28,9 +28,9 @@ def measure(policy: str) -> None:
         importlib.import_module("torch")  # before the package, so its setting comes too late
     llm_course = importlib.import_module("llm_course")
     import torch
-
     from llm_course.objectives.batching import BlockBatches
     from llm_course.objectives.causal import causal_loss_fn
+
     from llm_course.presets import GPT_PRESETS
 
     preset = GPT_PRESETS["cpu"]

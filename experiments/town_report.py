@@ -6,42 +6,25 @@ to the same derivation and probability, and n-gram models of order 1 to 5 as mul
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from experiments.script import provenance, write
 from llm_lab.counting.ngram import NgramModel
-from llm_town import (
-    ParseError,
-    entropy_floor,
-    generate_documents,
-    log_probability,
-    parse,
-    tasks,
-    tokenize,
-    town,
-)
+from llm_town import tasks, tokenize, town
+from llm_town.english import generate_documents, log_probability
+from llm_town.floor import entropy_floor
+from llm_town.parse import ParseError, parse
 from llm_town.vocabulary import vocabulary
 
 NGRAM_ORDERS = (1, 2, 3, 4, 5)
-
-
-def vocabulary_figures() -> dict[str, Any]:
-    """Counts of the grammar and of its words."""
-    words, grammar = vocabulary(), town()
-    return {
-        "stems_in_lexicon": words.stems,
-        "stems_used": words.stems_used,
-        "printed_words": len(words.words),
-        "names": words.names,
-        "plots": len(grammar.plots),
-        "clauses": len(grammar.clauses),
-    }
 
 
 def speed_figures(documents: int) -> dict[str, float]:
@@ -60,15 +43,13 @@ def speed_figures(documents: int) -> dict[str, float]:
     }
 
 
-def reparsed(documents: int, seed: int = 3) -> float:
+def reparsed(documents: int) -> float:
     """The share of stories with the same derivation and log-probability, read from the text."""
     same = 0
-    for story in generate_documents(documents, seed):
-        try:
-            derivation = parse(story.text)
-        except ParseError:
-            continue
-        same += derivation == story.derivation and log_probability(derivation) == story.log_prob
+    for story in generate_documents(documents, seed=3):
+        with suppress(ParseError):
+            read = parse(story.text)
+            same += read == story.derivation and log_probability(read) == story.log_prob
     return same / documents
 
 
@@ -87,19 +68,27 @@ def ngram_figures(training: int, validation: int) -> dict[str, float]:
     }
 
 
-def task_figures(n: int = 2_000, seed: int = 0) -> dict[str, float]:
+def task_figures(n: int) -> dict[str, float]:
     """The best possible score of each labelled task; for next_sentence a rule's, a lower bound."""
     exact = (tasks.entities, tasks.questions, tasks.summary, tasks.translation, tasks.reformatting)
     scored = (tasks.sentiment, tasks.entailment, *exact)
-    found = {m.__name__.rpartition(".")[2]: m.best_score(n, seed) for m in scored}
-    bound = {"next_sentence_lower_bound": tasks.next_sentence.lower_bound(n, seed)}
+    found = {m.__name__.rpartition(".")[2]: m.best_score(n) for m in scored}
+    bound = {"next_sentence_lower_bound": tasks.next_sentence.lower_bound(n)}
     return {name: round(score, 4) for name, score in (found | bound).items()}
 
 
 def report(documents: int = 10_000, training: int = 20_000) -> dict[str, Any]:
     """All figures; `documents` are re-parsed, `training` are what the n-gram models see."""
+    words, grammar = vocabulary(), town()
     return {
-        "vocabulary": vocabulary_figures(),
+        "vocabulary": {
+            "stems_in_lexicon": words.stems,
+            "stems_used": words.stems_used,
+            "printed_words": len(words.words),
+            "names": words.names,
+            "plots": len(grammar.plots),
+            "clauses": len(grammar.clauses),
+        },
         "speed": speed_figures(min(documents, 5_000)),
         "floor": asdict(entropy_floor(min(documents, 5_000))),
         "reparsed": {"documents": documents, "share": reparsed(documents)},
@@ -108,24 +97,21 @@ def report(documents: int = 10_000, training: int = 20_000) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Print the figures and, with --out, write them with their provenance."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--documents", type=int, default=10_000, help="stories to parse again")
-    parser.add_argument("--training", type=int, default=20_000, help="stories for the n-grams")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
-    options = parser.parse_args(arguments)
-    figures = report(options.documents, options.training)
-    if options.out:
-        from experiments.record import provenance
+def main(documents: int = 10_000, training: int = 20_000, out: Path | None = None) -> None:
+    """Print the figures and, with --out, write them with their provenance.
 
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+    Args:
+        documents: stories to parse again.
+        training: stories for the n-grams.
+        out: a JSON file for the figures.
+    """
+    figures = report(documents, training)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         command = "python -m experiments.town_report"
-        text = json.dumps({"name": "town", "command": command, **provenance(), **figures}, indent=1)
-        options.out.write_text(text + "\n", encoding="utf-8")
-    json.dump(figures, sys.stdout, indent=1)
-    print()
+        write(out, {"name": "town", "command": command, **provenance(), **figures})
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

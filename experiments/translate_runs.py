@@ -6,14 +6,14 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from experiments.record import Place, RecordedRun, part_of, say
-from experiments.training import run_training
+from experiments.script import Place, RecordedRun, part_of, run_training, say
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
-from llm_course.presets import transformer_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.translate import TranslationRun, prepare_translation, translate_texts
 
-MULTI30K = ("train", "val", "test_2016_flickr")
+MULTI30K = {"data_files": "train", "validation_files": "val", "test_files": "test_2016_flickr"}
 BEAMS = 4
+Settings = tuple[TransformerConfig, PairConfig, TrainConfig]
 
 
 def run_translation(run: TranslationRun) -> dict[str, Any]:
@@ -28,17 +28,14 @@ def run_translation(run: TranslationRun) -> dict[str, Any]:
 
 
 def translate_town_cpu(place: Place) -> dict[str, Any]:
-    """The cpu preset on Town: frequent words, two seeds, and once without positions."""
-    preset = transformer_preset("cpu")
+    """Transformer on Town's sentences into Chinese, cpu preset: two seeds, once no positions."""
+    preset = find_preset("transformer", "cpu")
     runs = {}
     for name, seed in (("seed-0", 0), ("no-positions", 0), ("seed-1", 1)):
-        model, data = preset.model, dataclasses.replace(preset.data, seed=seed)
+        data = dataclasses.replace(preset.data, seed=seed)
         training = dataclasses.replace(preset.train, seed=seed, device="cpu")
-        if place.tiny:
-            model, data, training = _tiny(model, data, training)
-        made = partial(
-            _town_run, model, data, training, preset.smoothing, positions=name != "no-positions"
-        )
+        settings = place.sized(preset.model, data, training)
+        made = partial(_town_run, settings, positions=name != "no-positions")
         runs[name] = part_of(place, name, made)
         say(str({test: row["exact_match"] for test, row in runs[name]["test"].items()}))
     wrong = runs.pop("no-positions")
@@ -49,15 +46,8 @@ def translate_town_cpu(place: Place) -> dict[str, Any]:
     }
 
 
-def _town_run(
-    model: TransformerConfig,
-    data: PairConfig,
-    training: TrainConfig,
-    smoothing: float,
-    *,
-    positions: bool,
-) -> dict[str, Any]:
-    run = prepare_translation(model, data, training, smoothing=smoothing)
+def _town_run(settings: Settings, *, positions: bool) -> dict[str, Any]:
+    run = prepare_translation(*settings)
     if not positions:
         run.model.position_table.zero_()
     return run_translation(run) | {"mistakes": _mistakes(run)}
@@ -78,36 +68,26 @@ def _mistakes(run: TranslationRun, shown: int = 12) -> dict[str, Any]:
     }
 
 
-def _multi30k(place: Place, data: PairConfig) -> PairConfig:
+def _multi30k(place: Place, data: PairConfig, vocab_size: int) -> PairConfig:
     """The three files of the data folder, with one vocabulary of pieces."""
-    files = [str(place.text_file(f"multi30k_en_de/{name}.jsonl")) for name in MULTI30K]
-    return dataclasses.replace(
-        data,
-        data="files",
-        data_files=(files[0],),
-        validation_files=(files[1],),
-        test_files=(files[2],),
-        source="en",
-        target="de",
-        tokenizer="bpe",
-        vocab_size=300 if place.tiny else 8000,
-        min_count=1,
-    )
+    files: dict[str, Any] = {
+        field: (str(place.text_file(f"multi30k_en_de/{name}.jsonl")),)
+        for field, name in MULTI30K.items()
+    }
+    pieces: dict[str, Any] = {"tokenizer": "bpe", "vocab_size": vocab_size, "min_count": 1}
+    return dataclasses.replace(data, data="files", source="en", target="de", **files, **pieces)
 
 
 def translate_multi30k(place: Place) -> dict[str, Any]:
-    """The h200 preset on Multi30k, English to German."""
-    preset = transformer_preset("h200")
-    model, training = preset.model, dataclasses.replace(preset.train, save_every=2000)
-    data = _multi30k(place, preset.data)
-    if place.tiny:
-        model, data, training = _tiny(model, data, training)
-    run = prepare_translation(model, data, training, smoothing=preset.smoothing, out=place.out)
-    return run_translation(run)
+    """Transformer on Multi30k, English to German, h200 preset."""
+    preset = find_preset("transformer", "h200")
+    training = dataclasses.replace(preset.train, save_every=2000)
+    settings = place.sized(preset.model, _multi30k(place, preset.data, 8000), training)
+    return run_translation(prepare_translation(*settings, out=place.out))
 
 
 def translate_multi30k_cpu(place: Place) -> dict[str, Any]:
-    """A small model on Multi30k: what a CPU reaches in some minutes."""
+    """A small Transformer on Multi30k, English to German: what a CPU reaches in some minutes."""
     model = TransformerConfig(
         n_layers=2, n_decoder_layers=2, d_model=128, n_heads=4, d_ff=512, n_positions=128
     )
@@ -121,50 +101,13 @@ def translate_multi30k_cpu(place: Place) -> dict[str, Any]:
         precision="fp32",
         save_every=300,
     )
-    data = _multi30k(place, PairConfig(batch_size=64))
-    data = data if place.tiny else dataclasses.replace(data, vocab_size=4000)
-    if place.tiny:
-        model, data, training = _tiny(model, data, training)
-    return run_translation(prepare_translation(model, data, training, smoothing=0.1, out=place.out))
+    data = _multi30k(place, PairConfig(batch_size=64), 4000)
+    settings = place.sized(model, data, training)
+    return run_translation(prepare_translation(*settings, out=place.out))
 
 
-def _tiny(
-    model: TransformerConfig, data: PairConfig, training: TrainConfig
-) -> tuple[TransformerConfig, PairConfig, TrainConfig]:
-    """The same run in seconds: only sizes change."""
-    return (
-        dataclasses.replace(
-            model, n_layers=1, n_decoder_layers=1, d_model=16, n_heads=2, d_ff=32, n_positions=128
-        ),
-        dataclasses.replace(data, pairs=300, held_out=8, min_count=1, batch_size=4),
-        dataclasses.replace(
-            training,
-            max_steps=4,
-            warmup_steps=2,
-            eval_every=2 if training.eval_every else 0,
-            save_every=2 if training.save_every else 0,
-            device="cpu",
-        ),
-    )
-
-
-RUNS = {
-    "translate_town_cpu": RecordedRun(
-        title="Transformer on Town's sentences into Chinese, cpu preset",
-        device="cpu",
-        minutes=8,
-        make=translate_town_cpu,
-    ),
-    "translate_multi30k": RecordedRun(
-        title="Transformer on Multi30k, English to German, h200 preset",
-        device="cuda",
-        minutes=8,
-        make=translate_multi30k,
-    ),
-    "translate_multi30k_cpu": RecordedRun(
-        title="a small Transformer on Multi30k, English to German",
-        device="cpu",
-        minutes=8,
-        make=translate_multi30k_cpu,
-    ),
-}
+RUNS = [
+    RecordedRun(translate_town_cpu, 8),
+    RecordedRun(translate_multi30k, 8, "cuda"),
+    RecordedRun(translate_multi30k_cpu, 8),
+]

@@ -19,70 +19,59 @@ __version__ = "0.1.0"
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-_HOMES = {
-    "TransformerConfig": "llm_course.configs",
-    "BERTConfig": "llm_course.configs",
-    "BERTLabelConfig": "llm_course.configs",
-    "GPTConfig": "llm_course.configs",
-    "T5Config": "llm_course.configs",
-    "TrainConfig": "llm_course.configs",
-    "Transformer": "llm_course.models.transformer",
-    "BERT": "llm_course.models.bert",
-    "BERTForSequenceClassification": "llm_course.models.heads",
-    "BERTForTokenClassification": "llm_course.models.heads",
-    "BERTForQuestionAnswering": "llm_course.models.heads",
-    "GPT": "llm_course.models.gpt",
-    "T5": "llm_course.models.t5",
-    "Tokenizer": "llm_course.tokenizers.library",
-    "generate": "llm_course.generation.decode",
-    "train": "llm_course.training.loop",
-}
-
-if TYPE_CHECKING:
-    from llm_course.configs import (
-        BERTConfig,
-        BERTLabelConfig,
-        GPTConfig,
-        T5Config,
-        TrainConfig,
-        TransformerConfig,
-    )
-    from llm_course.generation.decode import generate
-    from llm_course.models.bert import BERT
-    from llm_course.models.gpt import GPT
+if TYPE_CHECKING:  # what type checkers and editors see; the table below is what runs
+    from llm_course.configs import BERTConfig as BERTConfig
+    from llm_course.configs import BERTLabelConfig as BERTLabelConfig
+    from llm_course.configs import GPTConfig as GPTConfig
+    from llm_course.configs import T5Config as T5Config
+    from llm_course.configs import TrainConfig as TrainConfig
+    from llm_course.configs import TransformerConfig as TransformerConfig
+    from llm_course.generation.decode import generate as generate
+    from llm_course.losses.causal import causal_lm_loss as causal_lm_loss
+    from llm_course.losses.causal import causal_loss_fn as causal_loss_fn
+    from llm_course.losses.masked import bert_loss_fn as bert_loss_fn
+    from llm_course.losses.masked import mlm_loss as mlm_loss
+    from llm_course.losses.masked import nsp_loss as nsp_loss
+    from llm_course.losses.seq2seq import seq2seq_loss as seq2seq_loss
+    from llm_course.losses.seq2seq import seq2seq_loss_fn as seq2seq_loss_fn
+    from llm_course.models.bert import BERT as BERT
+    from llm_course.models.gpt import GPT as GPT
+    from llm_course.models.heads import BERTForQuestionAnswering as BERTForQuestionAnswering
     from llm_course.models.heads import (
-        BERTForQuestionAnswering,
-        BERTForSequenceClassification,
-        BERTForTokenClassification,
+        BERTForSequenceClassification as BERTForSequenceClassification,
     )
-    from llm_course.models.t5 import T5
-    from llm_course.models.transformer import Transformer
-    from llm_course.tokenizers.library import Tokenizer
-    from llm_course.training.loop import train
+    from llm_course.models.heads import BERTForTokenClassification as BERTForTokenClassification
+    from llm_course.models.t5 import T5 as T5
+    from llm_course.models.transformer import Transformer as Transformer
+    from llm_course.recipes.predictor import Predictor as Predictor
+    from llm_course.tokenizers.library import Tokenizer as Tokenizer
+    from llm_course.training.evaluate import evaluate as evaluate
+    from llm_course.training.loop import train as train
 
-__all__ = [
-    "BERT",
-    "GPT",
-    "T5",
-    "BERTConfig",
-    "BERTForQuestionAnswering",
-    "BERTForSequenceClassification",
+_NAMES = {
+    "configs": "BERTConfig BERTLabelConfig GPTConfig T5Config TrainConfig TransformerConfig",
+    "generation.decode": "generate",
+    "losses.causal": "causal_lm_loss causal_loss_fn",
+    "losses.masked": "bert_loss_fn mlm_loss nsp_loss",
+    "losses.seq2seq": "seq2seq_loss seq2seq_loss_fn",
+    "models.bert": "BERT",
+    "models.gpt": "GPT",
+    "models.heads": "BERTForQuestionAnswering BERTForSequenceClassification "
     "BERTForTokenClassification",
-    "BERTLabelConfig",
-    "GPTConfig",
-    "T5Config",
-    "Tokenizer",
-    "TrainConfig",
-    "Transformer",
-    "TransformerConfig",
-    "generate",
-    "train",
-]
+    "models.t5": "T5",
+    "models.transformer": "Transformer",
+    "recipes.predictor": "Predictor",
+    "tokenizers.library": "Tokenizer",
+    "training.evaluate": "evaluate",
+    "training.loop": "train",
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"llm_course.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'llm_course' has no attribute {name!r}")
 
 

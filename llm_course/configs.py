@@ -6,43 +6,42 @@ This module imports no torch, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from llm_course.errors import ConfigError
+from llm_course.errors import ConfigError, did_you_mean
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
-SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt")
 MAX_SEED = 2**32 - 1  # what every library takes, with the number of a process added
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 C = TypeVar("C", bound="_Config")
 Activation = Literal["relu", "gelu", "gelu_tanh"]
+Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
+TokenizerKind = Literal["bpe", "wordpiece", "unigram", "word", "char"]
 
 
-def _check(config: Any, name: str, lowest: float, highest: float = math.inf) -> None:
-    """Refuse a field outside lowest <= value <= highest."""
-    value = getattr(config, name)
-    whole = isinstance(lowest, int) and (highest == math.inf or isinstance(highest, int))
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} must be a number, got {value!r}")
-    if whole and not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    if not lowest <= value <= highest or not math.isfinite(value):
-        above = f" and at most {highest}" if highest != math.inf else ""
-        raise ConfigError(f"{name} must be at least {lowest}{above}, got {value}")
-
-
-def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+def _check(config: Any, *names: str, least: float, most: float = math.inf) -> None:
+    """Refuse a field outside least <= value <= most."""
+    whole = isinstance(least, int) and (most == math.inf or isinstance(most, int))
+    for name, value in ((name, getattr(config, name)) for name in names):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} must be a number, got {value!r}")
+        if whole and not isinstance(value, int):
+            raise ConfigError(f"{name} must be a whole number, got {value!r}")
+        if not least <= value <= most or not math.isfinite(value):
+            above = f" and at most {most}" if most != math.inf else ""
+            raise ConfigError(f"{name} must be at least {least}{above}, got {value}")
 
 
 class _Config:
     """What all settings share: to and from a plain dict, with unknown keys refused by name."""
+
+    def __post_init__(self) -> None:
+        """Refuse a choice that the field's type does not list."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)  # type: ignore[call-overload]
@@ -52,30 +51,26 @@ class _Config:
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else f": expected {', '.join(names)}"
-                raise ConfigError(f"unknown setting {key!r} of {cls.__name__}{hint}")
+                near = did_you_mean(key, names) or f": expected {', '.join(names)}"
+                raise ConfigError(f"unknown setting {key!r} of {cls.__name__}{near}")
         return cls(**values)
 
 
 class _ModelConfig(_Config):
-    def _check_sizes(self, *names: str) -> None:
-        for name in names:
-            _check(self, name, 1)
-        _check(self, "dropout", 0.0, 1.0)
-        _check(self, "norm_eps", 1e-20, 1.0)
-        _check_choice(self, "activation", ACTIVATIONS)
+    """The field names say what must hold: sizes are at least 1, ids lie in the vocabulary."""
 
-    def _check_heads(self) -> None:
-        d_model, n_heads = self.d_model, self.n_heads  # type: ignore[attr-defined]
-        if d_model % n_heads:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values: dict[str, Any] = vars(self)
+        sizes = [name for name in values if name.startswith(("n_", "d_")) or name == "vocab_size"]
+        _check(self, *sizes, least=1)
+        _check(self, "dropout", least=0.0, most=1.0)
+        _check(self, "norm_eps", least=1e-20, most=1.0)
+        d_model, n_heads, vocab_size = (values[n] for n in ("d_model", "n_heads", "vocab_size"))
+        if "d_head" not in values and d_model % n_heads:
             raise ConfigError(f"d_model must be a multiple of n_heads = {n_heads}, got {d_model}")
-
-    def _check_ids(self, *names: str) -> None:
-        vocab_size = self.vocab_size  # type: ignore[attr-defined]
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < vocab_size:
+        for name, value in values.items():
+            if name.endswith("_token_id") and value is not None and not 0 <= value < vocab_size:
                 raise ConfigError(f"{name} must be from 0 to {vocab_size - 1}, got {value}")
 
 
@@ -98,42 +93,23 @@ class TransformerConfig(_ModelConfig):
     bos_token_id: int = 1  # the decoder's first input
     eos_token_id: int = 2
 
-    def __post_init__(self) -> None:
-        self._check_sizes(
-            "vocab_size",
-            "n_layers",
-            "n_decoder_layers",
-            "d_model",
-            "n_heads",
-            "d_ff",
-            "n_positions",
-        )
-        self._check_heads()
-        self._check_ids("pad_token_id", "bos_token_id", "eos_token_id")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BERTConfig(_ModelConfig):
     """BERT-base, Devlin et al. 2019, §3."""
 
     vocab_size: int = 30_522
-    n_layers: int = 12
-    d_model: int = 768
+    n_layers: int = 12  # blocks
+    d_model: int = 768  # width, a multiple of n_heads
     n_heads: int = 12
-    d_ff: int = 3072
-    n_positions: int = 512
+    d_ff: int = 3072  # width of the feed-forward layers
+    n_positions: int = 512  # the longest row
     n_segments: int = 2
     activation: Activation = "gelu"
-    dropout: float = 0.1
+    tied: bool = True  # the last matrix of the MLM head is the token embedding
+    dropout: float = 0.1  # share of activations set to 0 in training
     norm_eps: float = 1e-12
     pad_token_id: int = 0
-
-    def __post_init__(self) -> None:
-        self._check_sizes(
-            "vocab_size", "n_layers", "d_model", "n_heads", "d_ff", "n_positions", "n_segments"
-        )
-        self._check_heads()
-        self._check_ids("pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +131,14 @@ class GPTConfig(_ModelConfig):
     """GPT-2 small, Radford et al. 2019, §2.3."""
 
     vocab_size: int = 50_257
-    n_layers: int = 12
-    d_model: int = 768
+    n_layers: int = 12  # blocks
+    d_model: int = 768  # width, a multiple of n_heads
     n_heads: int = 12
-    d_ff: int | None = None  # None: 4 * d_model
-    n_positions: int = 1024
+    d_ff: int | None = None  # width of the feed-forward layers; None: 4 * d_model
+    n_positions: int = 1024  # the longest row
     activation: Activation = "gelu_tanh"
-    tied: bool = True
-    dropout: float = 0.1
+    tied: bool = True  # the output head is the token embedding
+    dropout: float = 0.1  # share of activations set to 0 in training
     norm_eps: float = 1e-5
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -170,9 +146,7 @@ class GPTConfig(_ModelConfig):
     def __post_init__(self) -> None:
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
-        self._check_sizes("vocab_size", "n_layers", "d_model", "n_heads", "d_ff", "n_positions")
-        self._check_heads()
-        self._check_ids("bos_token_id", "eos_token_id")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +171,8 @@ class T5Config(_ModelConfig):
     eos_token_id: int = 1
 
     def __post_init__(self) -> None:
-        self._check_sizes(
-            "vocab_size", "n_layers", "n_decoder_layers", "d_model", "n_heads", "d_head", "d_ff"
-        )
-        _check(self, "n_buckets", 4)
+        super().__post_init__()
+        _check(self, "n_buckets", least=4)
         if self.n_buckets % 4:
             raise ConfigError(f"n_buckets must be a multiple of 4, got {self.n_buckets}")
         if self.max_distance <= self.n_buckets // 2:
@@ -208,51 +180,47 @@ class T5Config(_ModelConfig):
                 f"max_distance must exceed n_buckets / 2 = {self.n_buckets // 2}, "
                 f"got {self.max_distance}"
             )
-        self._check_ids("pad_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Config):
     """How a model is trained; the defaults suit a small model on a laptop."""
 
-    max_steps: int = 1000  # updates; a lab trains a fixed number of them
+    max_steps: int = 1000  # updates
     accumulation: int = 1  # batches per update; the mean is over all their counted labels
     lr: float = 1e-3  # the highest learning rate, reached after the warm-up
     min_lr: float = 0.0  # where cosine and linear end
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks
     embedding_lr_scale: float = 1.0  # times the rate, for embeddings and a head tied to one
-    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
-    warmup_steps: int = 100
+    schedule: Schedule = "cosine"  # how the learning rate falls after the warm-up
+    warmup_steps: int = 100  # updates in which the learning rate rises
     weight_decay: float = 0.1  # on matrices only; not on biases, norms and embeddings
-    beta1: float = 0.9  # and the momentum of Muon
-    beta2: float = 0.95
-    adam_eps: float = 1e-8
-    clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: by the device
-    compile: bool = False  # torch.compile the model and its loss
+    beta1: float = 0.9  # of AdamW, and the momentum of Muon
+    beta2: float = 0.95  # of AdamW: the memory of squared gradients
+    adam_eps: float = 1e-8  # AdamW divides by the root of those, plus this
+    clip_norm: float = 1.0  # the longest gradient that is let through; 0: any
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: by the device, see `doctor`
+    compile: bool = False  # torch.compile the model and its loss: slower to start, faster after
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: copy the model, or shard it
     device: str = "auto"  # auto: cuda, else mps, else cpu
-    seed: int = 0  # of dropout; the batches have their own
+    seed: int = 0  # of dropout; a command draws weights, Town and the order of the data by it too
     eval_every: int = 0  # updates; 0: only at the end, when there is validation data
     patience: int = 0  # evaluations without a lower loss, then stop with the best weights; 0: never
     save_every: int = 0  # updates; 0: only at the end, when there is a directory
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # how many of the newest stay
     non_finite: Literal["stop", "skip"] = "stop"  # what to do with a NaN or infinite gradient
-    tensorboard: bool = False
+    tensorboard: bool = False  # write events for TensorBoard beside metrics.jsonl
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_steps", 1), ("accumulation", 1), ("keep_checkpoints", 1)):
-            _check(self, name, lowest)
-        for name in ("warmup_steps", "eval_every", "patience", "save_every"):
-            _check(self, name, 0)
-        _check(self, "seed", 0, MAX_SEED)
-        _check(self, "lr", 1e-12, 1e3)
-        for name in ("min_lr", "weight_decay", "clip_norm"):
-            _check(self, name, 0.0)
-        _check(self, "embedding_lr_scale", 0.0, 1e3)
-        _check(self, "beta1", 0.0, 0.999999)
-        _check(self, "beta2", 0.0, 0.999999)
-        _check(self, "adam_eps", 1e-20, 1.0)
+        super().__post_init__()
+        _check(self, "max_steps", "accumulation", "keep_checkpoints", least=1)
+        _check(self, "warmup_steps", "eval_every", "patience", "save_every", least=0)
+        _check(self, "seed", least=0, most=MAX_SEED)
+        _check(self, "lr", least=1e-12, most=1e3)
+        _check(self, "min_lr", "weight_decay", "clip_norm", least=0.0)
+        _check(self, "embedding_lr_scale", least=0.0, most=1e3)
+        _check(self, "beta1", "beta2", least=0.0, most=0.999999)
+        _check(self, "adam_eps", least=1e-20, most=1.0)
         if self.warmup_steps > self.max_steps:
             raise ConfigError(
                 f"warmup_steps must be at most max_steps = {self.max_steps}, "
@@ -260,11 +228,6 @@ class TrainConfig(_Config):
             )
         if self.min_lr > self.lr:
             raise ConfigError(f"min_lr must be at most lr = {self.lr}, got {self.min_lr}")
-        _check_choice(self, "schedule", SCHEDULES)
-        _check_choice(self, "optimizer", ("adamw", "muon"))
-        _check_choice(self, "precision", PRECISIONS)
-        _check_choice(self, "non_finite", ("stop", "skip"))
-        _check_choice(self, "parallel", ("ddp", "fsdp"))
         if self.optimizer == "muon" and self.parallel == "fsdp":
             raise ConfigError(
                 "optimizer = 'muon' needs whole matrices, which parallel = 'fsdp' has not: "
@@ -275,37 +238,30 @@ class TrainConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Config):
-    """Which text a model reads, how it becomes ids, and how the ids become batches."""
+class _TextConfig(_Config):
+    """Where texts come from, and how their ids become batches."""
 
-    data: Literal["town", "files", "hub"] = "town"
-    data_files: tuple[str, ...] = ()  # text, csv or json; with data = "files"
-    dataset: str | None = None  # a name on the Hugging Face hub; with data = "hub"
-    column: str | None = None  # of a csv or json file, or of a hub data set
-    documents: int = 60_000  # stories of Town to generate
-    validation: float = 0.1  # share of files or of a hub data set kept for validation
-    tokenizer: Literal["bpe", "wordpiece", "unigram", "word", "char"] = "bpe"
-    vocab_size: int = 4096  # an upper bound: a small text has fewer
-    context: int = 128  # tokens in a row
+    data: Literal["town", "files", "hub"] = "town"  # town: generated by this package
+    data_files: tuple[str, ...] = ()  # csv, json or text (one continuous text; for BERT documents)
+    dataset: str | None = None  # a data set on the Hugging Face hub (downloads)
+    vocab_size: int = 4096  # tokens, special ones included; fewer where the text has fewer
     batch_size: int = 16  # rows in a batch
     seed: int = 0  # of the data order and of Town
 
     def __post_init__(self) -> None:
-        for name in ("documents", "batch_size"):
-            _check(self, name, 1)
-        _check(self, "context", 2)
-        _check(self, "vocab_size", 2)
-        _check(self, "seed", 0, MAX_SEED)
-        _check(self, "validation", 0.0001, 0.9)
-        _check_choice(self, "data", ("town", "files", "hub"))
-        _check_choice(self, "tokenizer", ("bpe", "wordpiece", "unigram", "word", "char"))
-        if isinstance(self.data_files, str):
-            raise ConfigError(f"data_files must be several names, got {self.data_files!r}")
-        if (self.data == "files") != bool(self.data_files):
-            raise ConfigError(
-                f"data_files go with data = 'files' and only with it, "
-                f"got data = {self.data!r} and {len(self.data_files)} files"
-            )
+        super().__post_init__()
+        _check(self, "vocab_size", least=2)
+        _check(self, "batch_size", least=1)
+        _check(self, "seed", least=0, most=MAX_SEED)
+        for name in (each.name for each in fields(self) if each.name.endswith("_files")):
+            files = getattr(self, name)
+            if isinstance(files, str):
+                raise ConfigError(f"{name} must be several names, got {files!r}")
+            if (self.data == "files") != bool(files):
+                raise ConfigError(
+                    f"{name} go with data = 'files' and only with it, "
+                    f"got data = {self.data!r} and {len(files)} files"
+                )
         if (self.data == "hub") != bool(self.dataset):
             raise ConfigError(
                 f"dataset goes with data = 'hub' and only with it, "
@@ -314,44 +270,74 @@ class DataConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig(_Config):
+class DataConfig(_TextConfig):
+    """Which text a model reads, how it becomes ids, and how the ids become batches."""
+
+    column: str | None = None  # with the text, of a csv or json file or of a hub data set
+    documents: int = 60_000  # stories of Town to generate
+    validation: float = 0.1  # share of files or of a hub data set kept for validation
+    tokenizer: TokenizerKind = "bpe"  # trained on the text; all but text files: bpe, word or char
+    context: int = 128  # tokens in a row
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "documents", least=1)
+        _check(self, "context", least=2)
+        _check(self, "validation", least=0.0001, most=0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BERTDataConfig(DataConfig):
+    """The same for BERT, which reads pairs of segments with hidden tokens."""
+
+    tokenizer: Literal["wordpiece"] = "wordpiece"  # trained on the text
+    next_sentence: bool = True  # learn too whether the second segment follows the first
+    whole_words: bool = False  # choose whole words to be hidden, not their pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(_TextConfig):
     """Which pairs of texts a translator learns from, and how they become batches."""
 
-    data: Literal["town", "files", "hub"] = "town"
-    data_files: tuple[str, ...] = ()  # csv or json, to train on; with data = "files"
-    validation_files: tuple[str, ...] = ()
+    validation_files: tuple[str, ...] = ()  # csv or json, as data_files; a hub set has its splits
     test_files: tuple[str, ...] = ()
-    dataset: str | None = None  # a hub name; its splits are train, validation and test
     source: str = "en"  # the columns of files and hub data sets
     target: str = "de"
     pairs: int = 60_000  # sentences of Town to generate
     min_count: int = 1  # leave out pairs with a source word that is rarer than this in training
     held_out: int = 500  # pairs of Town in each validation and test set
     tokenizer: Literal["bpe", "word"] = "word"  # one vocabulary for both languages
-    vocab_size: int = 8192  # an upper bound
-    batch_size: int = 32  # pairs in a batch
+    vocab_size: int = 8192
+    batch_size: int = 32
     pool: int = 50  # batches whose pairs are sorted by length together; few: more mixed batches
-    seed: int = 0  # of the data order and of Town
+    smoothing: float = 0.0  # of the labels, Vaswani et al. 2017, §5.4
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "min_count", "held_out", "batch_size", "pool"):
-            _check(self, name, 1)
-        _check(self, "vocab_size", 2)
-        _check(self, "seed", 0, MAX_SEED)
-        _check_choice(self, "data", ("town", "files", "hub"))
-        _check_choice(self, "tokenizer", ("bpe", "word"))
-        for name in ("data_files", "validation_files", "test_files"):
-            if isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} must be several names, got {getattr(self, name)!r}")
-            if (self.data == "files") != bool(getattr(self, name)):
-                raise ConfigError(
-                    f"{name} go with data = 'files' and only with it, got data = {self.data!r} "
-                    f"and {len(getattr(self, name))} files"
-                )
-        if (self.data == "hub") != bool(self.dataset):
-            raise ConfigError(
-                f"dataset goes with data = 'hub' and only with it, "
-                f"got data = {self.data!r} and dataset = {self.dataset!r}"
-            )
+        super().__post_init__()
+        _check(self, "pairs", "min_count", "held_out", "pool", least=1)
+        _check(self, "smoothing", least=0.0, most=1.0)
         if self.source == self.target:
             raise ConfigError(f"source and target must be two columns, got {self.source!r} twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig(_Config):
+    """How a pretrained model is fine-tuned; the defaults suit the course's own checkpoints."""
+
+    epochs: int = 5  # passes over the training examples, in place of max_steps
+    warmup_steps: int | None = None  # with epochs; None: a tenth of the updates
+    batch_size: int = 16  # rows in a batch
+    context: int = 160  # tokens in a row; a longer text is cut, but for qa, which has windows
+    stride: int | None = None  # qa: tokens that two windows share; None: a quarter of the row
+    longest_answer: int = 30  # qa: tokens
+    dropout: float | None = 0.1  # None: as in the checkpoint
+    train_blocks: int | None = None  # only the last so many and the new head; 0: BERT is frozen
+    frozen_lr: float = 1e-2  # in place of lr where only the new head is trained
+    from_scratch: bool = False  # fresh weights, to see what pretraining is worth
+    keep_best: bool = False  # evaluate after each epoch, keep the weights of the lowest loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "epochs", "batch_size", least=1)
+        if self.dropout is not None:
+            _check(self, "dropout", least=0.0, most=1.0)

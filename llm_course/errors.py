@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from itertools import islice
+
 from llm_town.errors import ConfigError, DataError  # of the corpus and of the package alike
 
 __all__ = [
@@ -11,6 +15,7 @@ __all__ = [
     "HeldOutError",
     "RunInUseError",
     "WeightsError",
+    "did_you_mean",
 ]
 
 
@@ -28,3 +33,9 @@ class RunInUseError(RuntimeError):
 
 class HeldOutError(RuntimeError):
     """The test set was asked for a second time, or before the work on the development set."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is none: the known one that is nearest, or nothing."""
+    near = difflib.get_close_matches(name[:100], islice(known, 1000), n=1)  # else it takes long
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,11 +6,14 @@ because a T4 has no bf16. `h200` is what the recorded runs use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
 from llm_course.configs import (
     BERTConfig,
+    BERTDataConfig,
     DataConfig,
+    FineTuneConfig,
     GPTConfig,
     PairConfig,
     TrainConfig,
@@ -18,18 +21,52 @@ from llm_course.configs import (
 )
 from llm_course.errors import ConfigError
 
+M = TypeVar("M")
+D = TypeVar("D")
+
 
 @dataclass(frozen=True, kw_only=True)
-class GPTPreset:
+class Preset(Generic[M, D]):
     """A model (its vocabulary is set when the tokenizer is trained), its data and its training."""
 
-    model: GPTConfig
-    data: DataConfig
+    model: M  # fine-tuning: None, the checkpoint's
+    data: D
     train: TrainConfig
+
+    def with_options(self, given: dict[str, Any]) -> Preset[M, D]:
+        """The preset with the options that were given, and with what follows from them.
+
+        A width sets `d_ff`, a context the positions, files or a dataset where the data are from; a
+        warm-up and a lowest rate are never above what they belong to.
+        """
+        given = dict(given)
+        files, dataset = given.get("data_files"), given.get("dataset")
+        if files and dataset:
+            raise ConfigError(f"give data files or a dataset, not both: {files[0]!r}, {dataset!r}")
+        if files or dataset:
+            given.setdefault("data", "files" if files else "hub")
+        if "d_model" in given:
+            given.setdefault("d_ff", 4 * given["d_model"])
+        if "context" in given:
+            given.setdefault("n_positions", given["context"])
+        if "max_steps" in given:
+            given.setdefault("warmup_steps", min(self.train.warmup_steps, given["max_steps"]))
+        if "lr" in given:
+            given.setdefault("min_lr", min(self.train.min_lr, given["lr"]))
+        parts: tuple[Any, ...] = (self.model, self.data, self.train)
+        known = {each.name for part in parts for each in fields(part)}
+        if unknown := sorted(given.keys() - known):
+            raise ConfigError(f"unknown options: {', '.join(unknown)}")
+
+        def changed(part: Any) -> Any:
+            names = {each.name for each in fields(part)}
+            return replace(part, **{name: given[name] for name in given if name in names})
+
+        return Preset(model=changed(self.model), data=changed(self.data), train=changed(self.train))
 
 
 GPT_PRESETS = {
-    "cpu": GPTPreset(
+    "cpu": Preset(
         model=GPTConfig(n_layers=2, d_model=128, n_heads=4, n_positions=160, dropout=0.0),
         # With 6,144 pieces nearly every word of Town is one piece: rare ones are not misspelt.
         data=DataConfig(context=160, batch_size=6, documents=40_000, vocab_size=6144),
@@ -46,14 +83,14 @@ GPT_PRESETS = {
             beta2=0.9995,
         ),
     ),
-    "t4": GPTPreset(
+    "t4": Preset(
         model=GPTConfig(n_layers=6, d_model=384, n_heads=6, n_positions=256, dropout=0.0),
         data=DataConfig(context=256, batch_size=64, documents=200_000),
         train=TrainConfig(
             max_steps=3000, lr=1e-3, warmup_steps=100, min_lr=1e-4, eval_every=500, save_every=500
         ),
     ),
-    "h200": GPTPreset(
+    "h200": Preset(
         model=GPTConfig(n_layers=8, d_model=512, n_heads=8, n_positions=256, dropout=0.0),
         data=DataConfig(context=256, batch_size=128, documents=500_000),
         train=TrainConfig(
@@ -69,21 +106,11 @@ GPT_PRESETS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransformerPreset:
-    """A translator (its vocabulary is set with the tokenizer), its pairs and its training."""
-
-    model: TransformerConfig
-    data: PairConfig
-    train: TrainConfig
-    smoothing: float = 0.0  # of the labels, Vaswani et al. 2017, §5.4
-
-
 TRANSFORMER_PRESETS = {
     # One block reads and two write: with one block that writes, exact matches stay near zero. Small
     # pools and small batches, because sorted pairs of one length are much alike (chapter 08). With
     # smoothed labels two seeds of two did better on unseen templates.
-    "cpu": TransformerPreset(
+    "cpu": Preset(
         model=TransformerConfig(
             n_layers=1,
             n_decoder_layers=2,
@@ -93,23 +120,21 @@ TRANSFORMER_PRESETS = {
             n_positions=64,
             dropout=0.05,
         ),
-        data=PairConfig(min_count=100, batch_size=16, pool=8),
+        data=PairConfig(min_count=100, batch_size=16, pool=8, smoothing=0.1),
         train=TrainConfig(
             max_steps=3600, lr=3e-3, warmup_steps=100, min_lr=1e-4, beta2=0.98, precision="fp32"
         ),
-        smoothing=0.1,
     ),
-    "t4": TransformerPreset(
+    "t4": Preset(
         model=TransformerConfig(
             n_layers=3, n_decoder_layers=3, d_model=256, n_heads=4, d_ff=1024, n_positions=128
         ),
-        data=PairConfig(pairs=200_000, batch_size=128, vocab_size=12_000),
+        data=PairConfig(pairs=200_000, batch_size=128, vocab_size=12_000, smoothing=0.1),
         train=TrainConfig(
             max_steps=4000, lr=1e-3, warmup_steps=400, min_lr=1e-5, beta2=0.98, eval_every=500
         ),
-        smoothing=0.1,
     ),
-    "h200": TransformerPreset(
+    "h200": Preset(
         model=TransformerConfig(
             n_layers=4,
             n_decoder_layers=4,
@@ -119,64 +144,36 @@ TRANSFORMER_PRESETS = {
             n_positions=128,
             dropout=0.2,
         ),
-        data=PairConfig(pairs=400_000, batch_size=256, vocab_size=12_000),
+        data=PairConfig(pairs=400_000, batch_size=256, vocab_size=12_000, smoothing=0.1),
         train=TrainConfig(
             max_steps=6000, lr=1e-3, warmup_steps=400, min_lr=1e-5, beta2=0.98, eval_every=500
         ),
-        smoothing=0.1,
     ),
 }
 
 
-def transformer_preset(name: str) -> TransformerPreset:
-    """The translation preset of that name; `ConfigError` lists the names when there is none."""
-    if name not in TRANSFORMER_PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(TRANSFORMER_PRESETS)}, got {name!r}")
-    return TRANSFORMER_PRESETS[name]
-
-
-def gpt_preset(name: str) -> GPTPreset:
-    """The GPT preset of that name; `ConfigError` lists the names when there is none."""
-    if name not in GPT_PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(GPT_PRESETS)}, got {name!r}")
-    return GPT_PRESETS[name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BERTPreset:
-    """A model (its vocabulary is set when the tokenizer is trained), its data and its training."""
-
-    model: BERTConfig
-    data: DataConfig
-    train: TrainConfig
-
-
 BERT_PRESETS = {
-    "cpu": BERTPreset(
+    "cpu": Preset(
         model=BERTConfig(
             n_layers=2, d_model=128, n_heads=8, d_ff=512, n_positions=160, dropout=0.0
         ),
-        data=DataConfig(context=160, batch_size=8, documents=40_000, tokenizer="wordpiece"),
+        data=BERTDataConfig(context=160, batch_size=8, documents=40_000),
         train=TrainConfig(max_steps=1000, lr=2.5e-3, warmup_steps=50, min_lr=2e-4),
     ),
-    "t4": BERTPreset(
+    "t4": Preset(
         model=BERTConfig(
             n_layers=6, d_model=384, n_heads=6, d_ff=1536, n_positions=256, dropout=0.1
         ),
-        data=DataConfig(
-            context=256, batch_size=64, documents=200_000, tokenizer="wordpiece", vocab_size=8192
-        ),
+        data=BERTDataConfig(context=256, batch_size=64, documents=200_000, vocab_size=8192),
         train=TrainConfig(
             max_steps=4000, lr=7e-4, warmup_steps=400, min_lr=1e-5, eval_every=500, save_every=500
         ),
     ),
-    "h200": BERTPreset(
+    "h200": Preset(
         model=BERTConfig(
             n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256, dropout=0.1
         ),
-        data=DataConfig(
-            context=256, batch_size=128, documents=200_000, tokenizer="wordpiece", vocab_size=8192
-        ),
+        data=BERTDataConfig(context=256, batch_size=128, documents=200_000, vocab_size=8192),
         train=TrainConfig(
             max_steps=6000, lr=5e-4, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000
         ),
@@ -184,56 +181,33 @@ BERT_PRESETS = {
 }
 
 
-def bert_preset(name: str) -> BERTPreset:
-    """The BERT preset of that name; `ConfigError` lists the names when there is none."""
-    if name not in BERT_PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(BERT_PRESETS)}, got {name!r}")
-    return BERT_PRESETS[name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTunePreset:
-    """How a pretrained BERT is fine-tuned; the number of updates follows from the epochs."""
-
-    epochs: int
-    batch_size: int
-    context: int  # tokens in a row, or the model's positions where it has fewer
-    warmup: float  # share of the updates
-    dropout: float | None  # None: as in the checkpoint
-    frozen_lr: float  # where only the new head is trained
-    train: TrainConfig
-
-
+# How a pretrained BERT is fine-tuned: the number of updates follows from the epochs, of which a
+# tenth warms up.
 FINETUNE_PRESETS = {
     # The course's own checkpoints, of up to 20 million parameters.
-    "small": FineTunePreset(
-        epochs=5,
-        batch_size=16,
-        context=160,
-        warmup=0.1,
-        dropout=0.1,
-        frozen_lr=1e-2,
-        train=TrainConfig(
-            max_steps=1, lr=1e-3, schedule="linear", warmup_steps=0, weight_decay=0.01, beta2=0.999
-        ),
+    "small": Preset(
+        model=None,
+        data=FineTuneConfig(),
+        train=TrainConfig(lr=1e-3, schedule="linear", weight_decay=0.01, beta2=0.999),
     ),
     # Published ones: Devlin et al. 2019, appendix A.3 (2 to 4 epochs, rates from 2e-5 to 5e-5).
-    "published": FineTunePreset(
-        epochs=3,
-        batch_size=32,
-        context=128,
-        warmup=0.1,
-        dropout=None,
-        frozen_lr=1e-3,
-        train=TrainConfig(
-            max_steps=1, lr=5e-5, schedule="linear", warmup_steps=0, weight_decay=0.01, beta2=0.999
-        ),
+    "published": Preset(
+        model=None,
+        data=FineTuneConfig(epochs=3, batch_size=32, context=128, dropout=None, frozen_lr=1e-3),
+        train=TrainConfig(lr=5e-5, schedule="linear", weight_decay=0.01, beta2=0.999),
     ),
 }
 
+PRESETS: dict[str, dict[str, Preset[Any, Any]]] = {
+    "transformer": TRANSFORMER_PRESETS,
+    "bert": BERT_PRESETS,
+    "gpt": GPT_PRESETS,
+    "finetune": FINETUNE_PRESETS,
+}
 
-def finetune_preset(name: str) -> FineTunePreset:
-    """The fine-tuning preset of that name; `ConfigError` lists the names when there is none."""
-    if name not in FINETUNE_PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(FINETUNE_PRESETS)}, got {name!r}")
-    return FINETUNE_PRESETS[name]
+
+def find_preset(family: str, name: str) -> Preset[Any, Any]:
+    """The preset of that family and name; `ConfigError` lists the names when there is none."""
+    if name not in PRESETS[family]:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS[family])}, got {name!r}")
+    return PRESETS[family][name]

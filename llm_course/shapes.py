@@ -1,28 +1,13 @@
 """Shape annotations such as `Float[Tensor, "B T D"]`.
 
 B batch, T query positions, S key or source positions, H heads, D d_model, K d_head, F d_ff,
-V vocabulary. The tests turn them into checks; a run pays nothing for them, and a machine without
-jaxtyping reads them as plain tensors.
+V vocabulary. The tests turn them into checks; a run pays nothing for them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
-else:
-    try:
-        from jaxtyping import Bool, Float, Int
-    except ImportError:
-
-        class _Shape:
-            def __class_getitem__(cls, item: Any) -> type[Tensor]:
-                return Tensor
-
-        Bool = Float = Int = _Shape
 
 # Broadcast against the scores [B, H, T, S]. A bool mask is True where a query may attend; a float
 # mask is added to the scores (T5's relative bias).

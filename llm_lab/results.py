@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,16 @@ RESULTS = Path(__file__).parents[1] / "results"  # of a clone
 ADDRESS = "https://raw.githubusercontent.com/llm-course/llm_course/v0.1.0/results"
 
 
-def load_result(name: str, directory: Path = RESULTS) -> dict[str, Any]:
+def load_result(name: str) -> dict[str, Any]:
     """The stored result of a recorded run, from the clone or, where there is none, from its host.
 
     Raises `DataError` for a name that is no name of a run, and when the result is nowhere.
     """
-    _check_name(name)
-    path = directory / f"{name}.json"
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise DataError(f"name must be letters, digits and _, got {name!r}")
     try:
-        if directory.is_dir():
-            text = path.read_text(encoding="utf-8")
+        if RESULTS.is_dir():
+            text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
         else:
             with urllib.request.urlopen(f"{ADDRESS}/{name}.json", timeout=30) as answer:
                 text = answer.read().decode("utf-8")
@@ -40,7 +38,7 @@ def load_result(name: str, directory: Path = RESULTS) -> dict[str, Any]:
     return result
 
 
-def load_checkpoint(name: str, directory: Path = RESULTS) -> Path:
+def load_checkpoint(name: str) -> Path:
     """The directory of a recorded run's checkpoint, for `from_pretrained` and `Tokenizer.load`.
 
     The weights lie there in float16: to train on, read them with `dtype=torch.float32`.
@@ -51,21 +49,20 @@ def load_checkpoint(name: str, directory: Path = RESULTS) -> Path:
     Raises `DataError` for a run without a checkpoint, a file that is missing or is another one, and
     when there is neither a clone nor a network.
     """
-    hashes = load_result(name, directory).get("checkpoint")
+    hashes = load_result(name).get("checkpoint")
     if hashes is None:
         raise DataError(f"the recorded run {name!r} has kept no checkpoint")
     for file in hashes:
         if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z]+)+", file):
             raise DataError(f"a checkpoint has plain file names, got {file!r} in that of {name!r}")
-    if directory.is_dir():
-        _verify(directory / name, hashes, f"make it by `llm-course record --name {name}`")
-        return directory / name
-    # Of another version there are other files: each set has its own place.
-    version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
-    kept = cache_directory() / f"{name}-{version}"
-    if not kept.is_dir():
+    kept, what_to_do = RESULTS / name, f"make it by `llm-course record --name {name}`"
+    if not RESULTS.is_dir():
+        # Of another version there are other files: each set has its own place.
+        version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+        kept = cache_directory() / f"{name}-{version}"
+        what_to_do = f"delete {kept} and try again"
         _fetch(name, hashes, kept)
-    _verify(kept, hashes, f"delete {kept} and try again")
+    _verify(kept, hashes, what_to_do)
     return kept
 
 
@@ -74,31 +71,21 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm_course"
 
 
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise DataError(f"name must be letters, digits and _, got {name!r}")
-
-
 def _fetch(name: str, hashes: dict[str, str], kept: Path) -> None:
-    """Fetch all files, and put the directory in its place only when each is the right one."""
-    temporary = None
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=kept.parent, prefix=f".{name}-"))
-        for file in hashes:
-            with urllib.request.urlopen(f"{ADDRESS}/{name}/{file}", timeout=60) as answer:
-                (temporary / file).write_bytes(answer.read())
-        _verify(temporary, hashes, "try again later")
-        if not kept.is_dir():  # another process may have been faster
-            os.replace(temporary, kept)
-    except OSError as error:
-        raise DataError(
-            f"the checkpoint {name!r} could not be fetched from {ADDRESS}: {error}; try again, or "
-            f"make it by `llm-course record --name {name}` in a clone"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+    """Fetch what is not there yet; a file comes whole and with its SHA-256, or not at all."""
+    from torch.hub import download_url_to_file
+
+    for file, expected in hashes.items():
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            if not (kept / file).exists():
+                address = f"{ADDRESS}/{name}/{file}"
+                download_url_to_file(address, str(kept / file), expected, progress=False)
+        except (OSError, RuntimeError) as error:  # no network or disk; another file
+            raise DataError(
+                f"{file} of the checkpoint {name!r} could not be fetched from {ADDRESS}: {error}; "
+                f"try again, or make it by `llm-course record --name {name}` in a clone"
+            ) from error
 
 
 def _verify(directory: Path, hashes: dict[str, str], what_to_do: str) -> None:

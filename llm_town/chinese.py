@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 
-from llm_town.document import Derivation, Document, Sentence
+from llm_town.document import Sentence
 from llm_town.errors import DataError
-from llm_town.grammar import Clause, Grammar, town
+from llm_town.grammar import Grammar, town
 from llm_town.lexicon import PRONOUNS, Entry
 
 SLOT = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
@@ -50,12 +50,6 @@ def printed(sentence: Sentence, grammar: Grammar | None = None) -> list[tuple[st
     return found
 
 
-def translate_document(document: Document | Derivation, grammar: Grammar | None = None) -> str:
-    """The Chinese of a whole story; Chinese puts no space between sentences."""
-    derivation = document.derivation if isinstance(document, Document) else document
-    return "".join(translate(sentence, grammar) for sentence in derivation.sentences)
-
-
 def _chinese(word: Entry | str, form: str) -> str:
     if form in PRONOUNS:
         pronoun = word if isinstance(word, str) else PRONOUNS["she"][word.gender]
@@ -68,14 +62,3 @@ def _chinese(word: Entry | str, form: str) -> str:
     if form not in ("", "m"):
         raise DataError(f"Chinese words have no form {form!r}, asked of {word.lemma!r}")
     return measure if form == "m" else word.zh
-
-
-def check_chinese(clause: Clause) -> None:
-    """Refuse a Chinese pattern that asks for a word its English clause does not have."""
-    words = {slot.name for slot in clause.slots if not slot.key}
-    people = {slot.name for slot in clause.slots if slot.key} | words
-    for name, form in SLOT.findall(clause.chinese):
-        if name not in (people if form in PRONOUNS else words):
-            raise DataError(f"clause {clause.id}: the Chinese {{{name}}} has no English word")
-    if re.search(r"[A-Za-z]", SLOT.sub("", clause.chinese)):
-        raise DataError(f"clause {clause.id}: Latin letters in {clause.chinese!r}")

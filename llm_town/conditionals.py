@@ -35,9 +35,7 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
         yield match.span()
 
 
-def conditional(
-    document: Document, start: int, end: int, grammar: Grammar | None = None
-) -> dict[str, float]:
+def conditional(document: Document, start: int, end: int) -> dict[str, float]:
     """P(word | all other words) for the word text[start:end], over all words as written.
 
     The probabilities sum to 1, and words of probability 0 are left out. As with the floor, the
@@ -46,7 +44,7 @@ def conditional(
     Raises:
         DataError: text[start:end] is not one whole word, or the text is not a story of Town.
     """
-    grammar = grammar or town()
+    grammar = town()
     number, before, after = _around(document.text, start, end)
     sentences = document.derivation.sentences
     log_p: dict[str, float] = {}

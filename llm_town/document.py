@@ -119,9 +119,9 @@ def fillers(sentence: Sentence, grammar: Grammar | None = None) -> dict[str, str
     return {s.name: word for s, word in zip(slots, sentence.fillers) if not s.key}
 
 
-def spans(document: Document, grammar: Grammar | None = None) -> list[Span]:
+def spans(document: Document) -> list[Span]:
     """The entities of the text: persons, places, jobs and events, without their articles."""
-    grammar = grammar or town()
+    grammar = town()
     found, offset = [], 0
     for sentence in document.derivation.sentences:
         clause = grammar.clauses[sentence.clause]
@@ -139,9 +139,9 @@ def spans(document: Document, grammar: Grammar | None = None) -> list[Span]:
     return found
 
 
-def facts(derivation: Derivation, grammar: Grammar | None = None) -> list[Fact]:
+def facts(derivation: Derivation) -> list[Fact]:
     """What the story states, in its order: each newly drawn word that says something of another."""
-    grammar = grammar or town()
+    grammar = town()
     known: dict[str, str] = {}
     found = []
     for number, sentence in enumerate(derivation.sentences):
@@ -157,9 +157,9 @@ def facts(derivation: Derivation, grammar: Grammar | None = None) -> list[Fact]:
     return found
 
 
-def polarity(derivation: Derivation, grammar: Grammar | None = None) -> tuple[int, int]:
+def polarity(derivation: Derivation) -> tuple[int, int]:
     """How many words of good and of bad feeling, character, taste and quality the story has."""
-    grammar = grammar or town()
+    grammar = town()
     kinds = [
         grammar.entries[filler].kind
         for sentence in derivation.sentences

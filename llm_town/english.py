@@ -48,11 +48,6 @@ def generate_documents(
             yield Document(text, log_prob, Derivation(plot, sentences))
 
 
-def text_sample(n: int = 100, seed: int = 0, split: str = "train") -> str:
-    """n documents as one text, one document a line."""
-    return "\n".join(document.text for document in generate_documents(n, seed, split)) + "\n"
-
-
 Told = list[tuple[str, tuple[str, ...]]]
 
 
@@ -150,7 +145,7 @@ def _add_clause(
     return log_p
 
 
-def facts_hold(derivation: Derivation | str, grammar: Grammar | None = None) -> bool:
+def facts_hold(derivation: Derivation | str) -> bool:
     """Whether a story is true to its own facts: names, pronouns, owners, colours, prices.
 
     A text that does not parse is not true to its facts.
@@ -159,7 +154,7 @@ def facts_hold(derivation: Derivation | str, grammar: Grammar | None = None) -> 
 
     if isinstance(derivation, str):
         try:
-            derivation = parse(derivation, grammar)
+            derivation = parse(derivation)
         except ParseError:
             return False
-    return log_probability(derivation, grammar) > -math.inf
+    return log_probability(derivation) > -math.inf

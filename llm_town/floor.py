@@ -34,14 +34,12 @@ class Floor:
     documents: int
 
 
-def entropy_floor(
-    n: int = 10_000, seed: int = 0, split: str = "validation", grammar: Grammar | None = None
-) -> Floor:
+def entropy_floor(n: int = 10_000, seed: int = 0, split: str = "validation") -> Floor:
     """The floor estimated on n documents, beside the exact entropy of a document."""
     if n < 2:
         raise DataError(f"n must be at least 2, got {n}")
     nats, words, characters = [], 0, 0
-    for document in islice(generate_documents(n, seed, split, grammar), n):
+    for document in islice(generate_documents(n, seed, split), n):
         nats.append(-document.log_prob)
         words += len(document.words)
         characters += len(document.text)
@@ -52,15 +50,15 @@ def entropy_floor(
         nats_per_word=mean * n / words,
         nats_per_character=mean * n / characters,
         standard_error=math.sqrt(variance / n),
-        exact_nats_per_document=document_entropy(grammar),
+        exact_nats_per_document=document_entropy(),
         words_per_document=words / n,
         documents=n,
     )
 
 
-def document_entropy(grammar: Grammar | None = None) -> float:
+def document_entropy() -> float:
     """The exact entropy of a document in nats: of the plot, plus the mean over the plots."""
-    grammar = grammar or town()
+    grammar = town()
     plots = zip(grammar.plot_table.entries, grammar.plot_table.p)
     return grammar.plot_table.entropy() + math.fsum(
         p * _plot_entropy(grammar, entry.lemma) for entry, p in plots

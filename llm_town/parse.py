@@ -170,10 +170,10 @@ def clauses_around(
     return [(node.clause, filled) for node, filled in paths if node.clause is not None]
 
 
-def sentence_parses(sentence: str, grammar: Grammar | None = None) -> bool:
+def sentence_parses(sentence: str) -> bool:
     """Whether a single sentence belongs to the language."""
     try:
-        parse_sentence(sentence, grammar)
+        parse_sentence(sentence)
     except ParseError:
         return False
     return True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from llm_town.document import Document, render, surfaces
-from llm_town.grammar import Grammar, town
+from llm_town.grammar import town
 
 Stretch = tuple[int, int]
 
@@ -20,9 +20,9 @@ class Reference(NamedTuple):
     named: tuple[Stretch, ...]
 
 
-def references(document: Document, grammar: Grammar | None = None) -> Iterator[Reference]:
+def references(document: Document) -> Iterator[Reference]:
     """The pronouns of a story in their order; one that comes before its name is left out."""
-    grammar = grammar or town()
+    grammar = town()
     named: dict[str, list[Stretch]] = {}
     offset = 0
     for sentence in document.derivation.sentences:

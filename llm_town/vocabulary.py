@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_town.grammar import Grammar, tokens, town
+from llm_town.grammar import tokens, town
 from llm_town.lexicon import PRONOUNS
 
 
@@ -18,9 +18,9 @@ class Vocabulary:
     names: int  # of people and villages together
 
 
-def vocabulary(grammar: Grammar | None = None) -> Vocabulary:
+def vocabulary() -> Vocabulary:
     """Count the words of the grammar, not of a sample."""
-    grammar = grammar or town()
+    grammar = town()
     words: set[str] = {"a", "an", "some", "the"}
     used: set[str] = set()
     named = {e.lemma for kind in ("person", "village") for e in grammar.table(kind).entries}

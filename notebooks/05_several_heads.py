@@ -62,6 +62,7 @@ from llm_lab.pictures.attention import (
 )
 from llm_lab.pictures.head_measures import best_head, relation_mass
 from llm_lab.pictures.measured import measured
+from llm_lab.starts import copying
 from llm_town import generate_documents, spans
 
 torch.set_num_threads(1)
@@ -739,7 +740,7 @@ for start in range(1, LENGTH, lengths[0]):  # a telling
 # words and many names are one token, such as " Marna". Rarer words have two or more, such as
 # " gre" + "ed" + "y".
 #
-# Two more things make the learning short. The model begins with `reset_to_copying`: at the start,
+# Two more things make the learning short. The model begins with the start `copying`: there,
 # each head already carries what it looks at to the output, and has to learn only *where* to look.
 # [Chapter 13](13_gpt_pretrain.ipynb) shows what this is good for. And the vectors that tell the model its positions begin as
 # waves, so that near positions have similar vectors; [chapter 06](06_positions_norms_ff.ipynb) explains them. The training takes
@@ -760,7 +761,7 @@ config = GPTConfig(
 def new_gpt(seed: int) -> GPT:
     torch.manual_seed(seed)
     model = GPT(config)
-    model.reset_to_copying()
+    copying(model)
     table = model.position_embedding.weight.data
     table.copy_(0.1 * sinusoids(LENGTH, WIDTH))
     return model

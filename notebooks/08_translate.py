@@ -740,22 +740,20 @@ assert all(
 # an exact match is luck. The same code reads them from files:
 #
 # ```python
-# from llm_course.presets import transformer_preset
 # from llm_course.configs import PairConfig
+# from llm_course.presets import find_preset
 # from llm_course.recipes.translate import prepare_translation
 #
-# preset = transformer_preset("t4")
+# preset = find_preset("transformer", "t4")
 # data = PairConfig(
 #     data="files",
 #     data_files=("train.jsonl",),
 #     validation_files=("val.jsonl",),
 #     test_files=("test.jsonl",),
 #     source="en", target="de",
-#     tokenizer="bpe", vocab_size=8000, batch_size=128,
+#     tokenizer="bpe", vocab_size=8000, batch_size=128, smoothing=0.1,
 # )
-# run = prepare_translation(
-#     preset.model, data, preset.train, smoothing=preset.smoothing
-# )
+# run = prepare_translation(preset.model, data, preset.train)
 # for step in run.steps():
 #     print(step.step, step.loss)
 # print(run.test_scores(num_beams=4))

@@ -49,6 +49,7 @@ from llm_lab.pictures.curves import plot_bars, plot_losses
 from llm_lab.pictures.head_measures import best_head, relation_mass
 from llm_lab.pictures.measured import measured
 from llm_lab.results import load_checkpoint, load_result
+from llm_lab.starts import neighbours
 from llm_town import (
     ParseError,
     facts_hold,
@@ -810,7 +811,7 @@ assert 0.3 < saved < 0.8
 # Our own class has not got beyond frequencies. One likely reason lies in its initial weights. With the small random numbers of the paper, every head begins by looking everywhere alike. What it brings back is an average
 # of all words, in which the neighbours do not stand out. A model must leave this state first, and our time is short. (We do not train from this start here, so we do not measure how much it would cost.)
 #
-# [Chapter 05](05_several_heads.ipynb) began with heads that copy, and chapter 13 will explain this. For BERT the package has `reset_to_neighbours`: three of four heads of the first block begin by looking
+# [Chapter 05](05_several_heads.ipynb) began with heads that copy, and chapter 13 will explain this. For BERT the course has the start `neighbours`: three of four heads of the first block begin by looking
 # one or two places to the left or to the right. In a trained BERT several heads look at the token just before or after {cite:p}`clark2019`. The positions begin as waves, so that a step to the side is easy to compute, and all heads begin by
 # carrying over what they see. We measure how much attention the neighbours get before any training.
 
@@ -826,7 +827,7 @@ def neighbour_mass(model: BERT) -> torch.Tensor:
 
 
 by_paper = neighbour_mass(model)
-model.reset_to_neighbours()
+neighbours(model)
 started = neighbour_mass(model)
 print(f"start of the paper: {by_paper.min():.2f} to {by_paper.max():.2f}")
 for number, masses in enumerate(started.tolist()):
@@ -1566,7 +1567,7 @@ def even_mass(batch: dict, relation: torch.Tensor) -> float:
 
 torch.manual_seed(0)
 untrained = BERT(long_model.config)
-untrained.reset_to_neighbours()
+neighbours(untrained)
 masses = {}
 for what, make in (("names", name_batch), ("pronouns", pronoun_batch)):
     batch, relation = make(tests[:60], long_tokenizer)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from llm_course.data.examples import (
-    Answer,
-    QuestionExample,
-    TaggedExample,
-    TextExample,
-    check_answer,
-    check_not_blank,
-    check_tags,
-    check_task,
-)
-from llm_course.data.records import BadRecord, Record, decoded_lines, parse_json
-from llm_course.data.sources import TEXT_SUFFIXES, Paths, nearest, read_records
-from llm_course.errors import ConfigError, DataError
+from llm_course.data import readers
+from llm_course.data.examples import Answer, QuestionExample, TaggedExample, TextExample, check_task
+from llm_course.data.readers import Row, text_in, value_in
+from llm_course.errors import ConfigError, DataError, did_you_mean
 
 CONLL_SUFFIXES = (".conll", ".bio", ".iob")
 
@@ -56,7 +46,7 @@ class Columns:
 
 def read_examples(
     task: str,
-    paths: Paths,
+    paths: readers.Paths,
     columns: Columns | None = None,
     *,
     labelled: bool = True,
@@ -70,8 +60,7 @@ def read_examples(
     an answer are left out and counted. With `labelled=False` labels are neither needed nor read.
 
     `DataError` names file and line: what `read_rows` refuses, a column that does not exist (lists
-    those that do), an empty text, other numbers of words and tags, a tag that is not BIO, an answer
-    that is not at its place in the context, a file without examples.
+    those that do), what is no example (see `examples.py`), a file without examples.
     """
     check_task(task)
     columns = columns or Columns()
@@ -79,70 +68,62 @@ def read_examples(
         raise ConfigError(
             f"the task {task!r} has no second text, got the column {columns.pair!r} for one"
         )
-    files = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    suffixes = readers.TABLE_SUFFIXES + (CONLL_SUFFIXES if task == "tag" else ())
     found: list[Any] = []
     unanswered = 0
-    for path in map(Path, files):
-        examples, skipped = _read_file(task, path, columns, labelled, encoding)
-        if not examples:
-            empty = path.stat().st_size == 0
-            raise DataError(f"{path}: {'is empty' if empty else 'has no examples'}")
-        found += examples
-        unanswered += skipped
-    if not found:
-        raise DataError("paths must name at least one file, got none")
+    for path in readers.existing(paths, suffixes):
+        examples: list[Any] = []
+        names: dict[str, str] = {}
+        for place, row in _rows(task, path, encoding):
+            names = names or _names(task, columns, row, labelled, place)
+            examples.append(_example(task, row, names, place))
+        usable = [e for e in examples if task != "qa" or not labelled or e.answers]
+        if not usable:
+            why = f"none of its {len(examples)} questions has an answer"
+            why = why if examples else "has no examples" if path.stat().st_size else "is empty"
+            raise DataError(f"{path}: {why}")
+        found += usable
+        unanswered += len(examples) - len(usable)
     if unanswered:
         warnings.warn(f"left out {unanswered} questions without an answer", stacklevel=2)
     return found
 
 
-def _read_file(
-    task: str, path: Path, columns: Columns, labelled: bool, encoding: str
-) -> tuple[list[Any], int]:
-    """The examples of one file, and how many questions had no answer."""
+def _rows(task: str, path: Path, encoding: str) -> Iterator[Row]:
+    """The rows of a file, in each of the forms that this task knows."""
     if path.suffix.lower() in CONLL_SUFFIXES:
-        if task != "tag":
-            raise DataError(f"{path}: a CoNLL file is for the task 'tag', got {task!r}")
-        _check_there(path)
-        return list(_conll(path, labelled, encoding)), 0
-    if task == "tag" and path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
-        raise DataError(
-            f"{path}: a text file has no columns; expected csv or json, or CoNLL with a name "
-            f"that ends in {', '.join(CONLL_SUFFIXES)}"
-        )
-    records: Iterable[tuple[Path, Record]]
-    if task == "qa" and path.suffix.lower() == ".json" and path.is_file():
-        nested = _squad_rows(path, encoding)
-        records = nested if nested is not None else read_records(path, encoding=encoding)
-    else:
-        records = read_records(path, encoding=encoding)
-    make = {"classify": _text, "pair": _text, "tag": _tagged, "qa": _question}[task]
-    names: dict[str, str] | None = None
-    found, skipped = [], 0
-    for _, record in records:
-        place = f"{path}: {record.unit} {record.line}"
-        names = names or _names(task, columns, record.value, labelled, place)
-        for name in names.values():
-            if name not in record.value:
-                raise _no_column(place, name, record.value)
-        example = make(record.value, names, place)
-        if isinstance(example, QuestionExample) and labelled and not example.answers:
-            skipped += 1
-        else:
-            found.append(example)
-    if skipped and not found:
-        raise DataError(f"{path}: none of its {skipped} questions has an answer")
-    return found, skipped
+        return _sentences(readers.Lines(path, encoding, readers.BadRows()))
+    rows = readers.read_rows(path, encoding, readers.BadRows())
+    return _questions(rows) if task == "qa" else rows
 
 
-def _check_there(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: a folder; name the files in it")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file{nearest(path)}")
+def _sentences(lines: readers.Lines) -> Iterator[Row]:
+    """CoNLL: a word a line, its tag in the last column; blank lines part the sentences."""
+    for between, group in groupby(lines, lambda x: not x.strip() or x.startswith("-DOCSTART-")):
+        place = f"{lines.path}: line {lines.number}"
+        if not between:
+            cells = [x.rstrip("\n").split("\t" if "\t" in x else None) for x in group]
+            tags = [x[-1] if len(x) > 1 else "" for x in cells]  # no word is its own tag
+            yield place, {"tokens": [x[0] for x in cells], "tags": tags}
 
 
-# Columns
+def _questions(rows: Iterator[Row]) -> Iterator[Row]:
+    """The questions of SQuAD's nested file; other rows as they are."""
+    for place, row in rows:
+        if not isinstance(row.get("data"), list):
+            yield place, row
+            continue
+        number = 0
+        try:
+            for paragraph in (p for article in row["data"] for p in article["paragraphs"]):
+                for entry in paragraph["qas"]:
+                    number += 1
+                    asked = {"context": paragraph["context"], "answers": [], **entry}
+                    yield f"{place}, question {number}", asked
+        except (KeyError, TypeError) as error:
+            form = 'SQuAD\'s {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}'
+            wrong = f"expected {form}, got {error!r:.60}"
+            raise DataError(f"{place}, after question {number}: {wrong}") from None
 
 
 def _names(
@@ -153,215 +134,68 @@ def _names(
     for role, usual in USUAL[task].items():
         if role == "label" and not labelled:
             continue
-        wanted = getattr(columns, role)
-        if wanted is None:
-            wanted = next((name for name in usual if name in row), None)
-            if wanted is None:
-                raise _unnamed(place, task, role, usual, row)
-        elif wanted not in row:
-            raise _no_column(place, wanted, row)
-        names[role] = wanted
+        name = getattr(columns, role) or next((name for name in usual if name in row), None)
+        if name not in row:
+            wanted = repr(name) if name else " or ".join(map(repr, usual))
+            there = f"{readers.columns_of(row)}: name one with --{role}-column"
+            near = did_you_mean(name or usual[0], row)
+            raise DataError(f"{place}: no column {wanted}; there are {there}{near}")
+        names[role] = name
     if len(set(names.values())) < len(names):
         raise DataError(f"{place}: one column for two things: {names}")
     return names
 
 
-def _no_column(place: str, name: str, row: dict[str, Any]) -> DataError:
-    there = ", ".join(map(repr, row)) or "none"
-    near = difflib.get_close_matches(name, row, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return DataError(f"{place}: no column {name!r}; there are {there}{hint}")
-
-
-def _unnamed(
-    place: str, task: str, role: str, usual: Sequence[str], row: dict[str, Any]
-) -> DataError:
-    what = {"text": "text", "pair": "second text", "label": "label"}[role]
+def _example(task: str, row: dict[str, Any], names: dict[str, str], place: str) -> Any:
+    """The example in a row, which checks itself."""
     if task == "tag":
-        what = {"text": "words", "label": "tags"}[role]
+        words = _listed(row, names["text"], place)
+        tags = _listed(row, names["label"], place) if "label" in names else None
+        return TaggedExample(words, tags, place)
+    text = text_in(row, names["text"], place)
+    pair = text_in(row, names["pair"], place) if "pair" in names else None
     if task == "qa":
-        what = {"text": "context", "pair": "question", "label": "answers"}[role]
-    there = ", ".join(map(repr, row)) or "none"
-    return DataError(
-        f"{place}: no column {' or '.join(map(repr, usual))} for the {what}; there are {there}: "
-        f"name one with --{role}-column"
-    )
+        answers = _answers(row, names["label"], text, place) if "label" in names else ()
+        return QuestionExample(pair or "", text, answers, place)
+    label = _label(row, names["label"], place) if "label" in names else None
+    return TextExample(text, label, pair, place)
 
 
-def _text_in(row: dict[str, Any], column: str, place: str) -> str:
-    value = row[column]
-    if not isinstance(value, str):
-        what = "nothing" if value is None else f"{value!r:.40} ({type(value).__name__})"
-        raise DataError(f"{place}: column {column!r} holds {what}, expected text")
-    check_not_blank(place, **{f"text in column {column!r}": value})
-    return value
-
-
-# One row
-
-
-def _text(row: dict[str, Any], names: dict[str, str], place: str) -> TextExample:
-    pair = _text_in(row, names["pair"], place) if "pair" in names else None
-    label = _label_in(row, names["label"], place) if "label" in names else None
-    return TextExample(_text_in(row, names["text"], place), label, pair, place)
-
-
-def _label_in(row: dict[str, Any], column: str, place: str) -> str:
+def _label(row: dict[str, Any], column: str, place: str) -> str:
     """A label as text; whole numbers and truth values of json are labels too."""
-    value = row[column]
-    if isinstance(value, bool):
-        return str(value).lower()
+    value = value_in(row, column, place, (str, int, float), "the name of a class")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 1.0 of one writer is 1 of another
-    if not isinstance(value, (str, int)):
-        what = "nothing" if value is None else f"{value!r:.40} ({type(value).__name__})"
-        raise DataError(f"{place}: column {column!r} holds {what}, expected the name of a class")
-    check_not_blank(place, **{f"label in column {column!r}": str(value)})
-    return str(value).strip()
+    if isinstance(value, float) or not str(value).strip():
+        raise DataError(f"{place}: the label in column {column!r} is {value!r}, no class")
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def _tagged(row: dict[str, Any], names: dict[str, str], place: str) -> TaggedExample:
-    words = _listed(row, names["text"], place)
-    tags = _listed(row, names["label"], place) if "label" in names else None
-    check_tags(place, words, tags)
-    return TaggedExample(tuple(words), None if tags is None else tuple(tags), place)
-
-
-def _listed(row: dict[str, Any], column: str, place: str) -> list[Any]:
+def _listed(row: dict[str, Any], column: str, place: str) -> tuple[Any, ...]:
     """A list of json; in a csv file the words are parted by spaces."""
-    value = row[column]
-    if isinstance(value, str):
-        return value.split()
-    if not isinstance(value, list):
-        what = "nothing" if value is None else f"{value!r:.40} ({type(value).__name__})"
-        raise DataError(f"{place}: column {column!r} holds {what}, expected a list")
-    return value
+    value = value_in(row, column, place, (str, list), "a list")
+    return tuple(value.split() if isinstance(value, str) else value)
 
 
-def _question(row: dict[str, Any], names: dict[str, str], place: str) -> QuestionExample:
-    context = _text_in(row, names["text"], place)
-    question = _text_in(row, names["pair"], place)
-    answers: tuple[Answer, ...] = ()
-    if "label" in names:
-        answers = tuple(_answers(row, names["label"], context, place))
-    return QuestionExample(question, context, answers, place)
-
-
-def _answers(row: dict[str, Any], column: str, context: str, place: str) -> Iterator[Answer]:
-    value = row[column]
+def _answers(row: dict[str, Any], column: str, context: str, place: str) -> tuple[Answer, ...]:
+    """Each of SQuAD's forms; an answer without a start gets its first place in the context."""
+    value = value_in(row, column, place, object, "an answer")
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        with contextlib.suppress(ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(value)  # a csv file that was written from such rows
-    for text, start in _texts_and_starts(value, row, column, place):
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{place}: column {column!r} holds the answer {text!r:.40}")
-        if start is None:
-            start = context.find(text)
-            if start < 0:
-                raise DataError(f"{place}: the answer {text!r:.60} is nowhere in its context")
-        if isinstance(start, bool) or not isinstance(start, int):
-            raise DataError(f"{place}: answer_start must be a whole number, got {start!r:.40}")
-        answer = Answer(text, start)
-        check_answer(place, context, answer)
-        yield answer
-
-
-def _texts_and_starts(
-    value: Any, row: dict[str, Any], column: str, place: str
-) -> list[tuple[Any, Any]]:
-    """SQuAD's forms of the answers as (text, start or None)."""
-    if value is None or value == "" or value == []:
-        return []
-    if isinstance(value, str):
-        start = row.get("answer_start")
-        if isinstance(start, str):
-            if not start.strip().isdecimal():
-                raise DataError(f"{place}: answer_start must be a whole number, got {start!r:.40}")
-            start = int(start)
-        return [(value, start)]
-    if isinstance(value, dict) and isinstance(value.get("text"), list):
-        texts, starts = value["text"], value.get("answer_start")
-        if starts is None:
-            return [(text, None) for text in texts]
-        if not isinstance(starts, list) or len(starts) != len(texts):
-            raise DataError(f"{place}: {len(texts)} answers, but answer_start is {starts!r:.40}")
-        return list(zip(texts, starts))
-    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        return [(each.get("text"), each.get("answer_start")) for each in value]
-    raise DataError(
-        f"{place}: column {column!r} holds {value!r:.40}, expected an answer or SQuAD's "
-        '{"text": [...], "answer_start": [...]}'
-    )
-
-
-# Whole files of other forms
-
-
-def _squad_rows(path: Path, encoding: str) -> Iterator[tuple[Path, Record]] | None:
-    """The rows of SQuAD's nested file, numbered; None for a list, or one object a line."""
-    lines = []
-    for line in decoded_lines(path, encoding):
-        if isinstance(line, BadRecord):
-            return None
-        lines.append(line.value)
-    first = next((line for line in lines if not line.isspace()), None)
-    if first is None:
-        return None
-    whole = parse_json("".join(lines), 1)
-    if isinstance(whole, BadRecord):
-        if isinstance(parse_json(first, 1), BadRecord):
-            raise DataError(f"{path}: {whole.reason}")
-        return None
-    if not isinstance(whole.value, dict) or not isinstance(whole.value.get("data"), list):
-        return None
-    return _nested(path, whole.value["data"])
-
-
-def _nested(path: Path, articles: list[Any]) -> Iterator[tuple[Path, Record]]:
-    number = 0
-    for article in articles:
-        for paragraph in _part(article, "paragraphs", f"{path}: after question {number}"):
-            for entry in _part(paragraph, "qas", f"{path}: after question {number}"):
-                number += 1
-                if not isinstance(entry, dict):
-                    raise DataError(f"{path}: question {number} is no object")
-                context = paragraph.get("context")
-                answers = entry.get("answers") or []
-                row = {"context": context, "question": entry.get("question"), "answers": answers}
-                yield path, Record(number, row, "question")
-
-
-def _part(value: Any, name: str, place: str) -> list[Any]:
-    if not isinstance(value, dict) or not isinstance(value.get(name), list):
-        raise DataError(f"{place}: expected an object with a list {name!r}, as in SQuAD's file")
-    found: list[Any] = value[name]
-    return found
-
-
-def _conll(path: Path, labelled: bool, encoding: str) -> Iterator[TaggedExample]:
-    """Sentences parted by blank lines; a line is a word, and its tag in the last column."""
-    words: list[str] = []
-    tags: list[str] = []
-    begin = 1
-    end = Record(0, "\n")
-    for record in chain(decoded_lines(path, encoding), [end]):
-        if isinstance(record, BadRecord):
-            raise DataError(f"{path}: {record.reason}")
-        line = record.value.rstrip("\n")
-        if not line.strip() or line.startswith("-DOCSTART-"):
-            if words:
-                place = f"{path}: line {begin}"
-                check_tags(place, words, tags if labelled else None)
-                yield TaggedExample(tuple(words), tuple(tags) if labelled else None, place)
-            words, tags = [], []
-            continue
-        cells = line.split("\t") if "\t" in line else line.split()
-        if labelled and len(cells) < 2:
-            raise DataError(
-                f"{path}: line {record.line}: expected a word and its tag, got {line!r:.60}"
-            )
-        begin = begin if words else record.line
-        words.append(cells[0])
-        tags.append(cells[-1])
-        if labelled:
-            check_tags(f"{path}: line {record.line}", words[-1:], tags[-1:])
+    try:
+        if isinstance(value, str) and value:
+            start = row.get("answer_start")
+            if isinstance(start, str) and start.strip().isdecimal():
+                start = int(start)
+            value = [{"text": value, "answer_start": start}]
+        elif isinstance(value, dict):
+            texts, starts = value["text"], value.get("answer_start")
+            starts = [None] * len(texts) if starts is None else starts
+            value = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+        found = [(each["text"], each.get("answer_start")) for each in value or ()]
+        return tuple(Answer(t, context.find(t) if s is None else s) for t, s in found)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        held = f"column {column!r} holds {readers.shown(value)}"
+        form = 'SQuAD\'s {"text": [...], "answer_start": [...]} of equal lengths'
+        raise DataError(f"{place}: {held}, expected an answer or {form}") from None

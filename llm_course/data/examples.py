@@ -1,26 +1,23 @@
-"""Labelled examples: texts with classes, pairs, tagged words, questions; Town's and your own.
+"""Labelled examples: texts with classes, pairs, tagged words, questions; and sets of them.
 
-`labelled_files.py` reads them from files. What a model sees of an example is its ids
-(`objectives/labelled.py`); here everything is text, checked, with the place where it stood.
+`example_files.py` reads them from files. What a model sees of an example is its ids
+(`batches/labelled.py`); here everything is text, checked when an example is made.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Literal, TypeVar, get_args
+from reprlib import repr as short
+from typing import Any
 
-from llm_course.data.splits import split_documents
-from llm_course.errors import ConfigError, DataError, HeldOutError
+from llm_course.data.corpora import split_documents
+from llm_course.errors import ConfigError, DataError, HeldOutError, did_you_mean
 from llm_town.tasks import entailment, entities, questions, sentiment
-
-Task = Literal["classify", "tag", "qa", "pair"]
-TASKS: tuple[str, ...] = get_args(Task)
 
 SENTIMENTS = ("negative", "positive")
 RELATIONS = ("entailed", "neutral", "contradicted")
@@ -34,7 +31,12 @@ class TextExample:
     text: str
     label: str | None = None
     pair: str | None = None
-    place: str = field(default="", compare=False)  # the file and the line
+    place: str = field(default="", compare=False, repr=False)  # the file and the line
+
+    def __post_init__(self) -> None:
+        _check_text(self.place, "text", self.text)
+        if self.pair is not None:
+            _check_text(self.place, "second text", self.pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,17 @@ class TaggedExample:
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None = None
-    place: str = field(default="", compare=False)
+    place: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tags = ("O",) * len(self.words) if self.tags is None else self.tags
+        if not self.words or len(tags) != len(self.words):
+            raise _at(self.place, f"{len(self.words)} words and {len(tags)} tags")
+        for word, tag in zip(self.words, tags):
+            _check_text(self.place, "word", word)
+            if not isinstance(tag, str) or not re.fullmatch(r"O|[BI]-\S.*", tag):
+                wanted = f"the tag of {short(word)} must be O, B-TYPE or I-TYPE"
+                raise _at(self.place, f"{wanted}, got {short(tag)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +73,42 @@ class QuestionExample:
     question: str
     context: str
     answers: tuple[Answer, ...] = ()
-    place: str = field(default="", compare=False)
+    place: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_text(self.place, "question", self.question)
+        _check_text(self.place, "context", self.context)
+        for text, start in ((answer.text, answer.start) for answer in self.answers):
+            _check_text(self.place, "answer", text)
+            if type(start) is not int or start < 0 or not self.context.startswith(text, start):
+                found = self.context.find(text)
+                there = f"it begins at {found}" if found >= 0 else "it is nowhere in it"
+                wanted = f"the answer {short(text)} must begin at character {short(start)}"
+                raise _at(self.place, f"{wanted} of its context, but {there}")
 
 
-Example = TextExample | TaggedExample | QuestionExample
-E = TypeVar("E", TextExample, TaggedExample, QuestionExample)
+def _check_text(place: str, name: str, text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise _at(place, f"the {name} must be text that is not blank, got {short(text)}")
+
+
+def _at(place: str, what: str) -> DataError:
+    return DataError(f"{place}: {what}" if place else what)
+
 
 KINDS: dict[str, type] = {
     "classify": TextExample,
-    "pair": TextExample,
     "tag": TaggedExample,
     "qa": QuestionExample,
+    "pair": TextExample,
 }
 
 
 def check_task(task: str) -> None:
     """Refuse a task that is none."""
-    if task not in TASKS:
-        near = difflib.get_close_matches(str(task), TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {task!r}{hint}")
+    if task not in KINDS:
+        near = did_you_mean(str(task), KINDS)
+        raise ConfigError(f"task must be one of {', '.join(KINDS)}, got {task!r}{near}")
 
 
 class HeldOut:
@@ -125,109 +153,77 @@ class Splits:
     test: Sequence[Any] | HeldOut = ()
 
 
-# Town
-
-
 def town_examples(
     task: str, n: int, seed: int = 0, split: str = "train", shift: str = "none"
 ) -> list[Any]:
     """Examples of Town: sentiment (classify), entities (tag), questions (qa), entailment (pair)."""
     check_task(task)
-    made: dict[str, Any] = {
-        "classify": _sentiments,
-        "pair": _pairs,
-        "tag": _tagged,
-        "qa": _questions,
-    }
-    return list(made[task](n, seed, split, shift))
+    given: Any = (n, seed, split, shift)
+    if task == "classify":
+        return [TextExample(e.text, SENTIMENTS[e.label]) for e in sentiment.examples(*given)]
+    if task == "pair":
+        pairs = entailment.examples(*given)
+        return [TextExample(e.premise, RELATIONS[e.label], e.hypothesis) for e in pairs]
+    if task == "tag":
+        return [TaggedExample(e.tokens, e.tags) for e in entities.examples(*given)]
+    asked = questions.examples(*given)
+    return [QuestionExample(e.question, e.context, (Answer(e.answer, e.start),)) for e in asked]
 
 
-def _sentiments(*given: Any) -> list[TextExample]:
-    return [TextExample(e.text, SENTIMENTS[e.label]) for e in sentiment.examples(*given)]
-
-
-def _pairs(*given: Any) -> list[TextExample]:
-    found = entailment.examples(*given)
-    return [TextExample(e.premise, RELATIONS[e.label], e.hypothesis) for e in found]
-
-
-def _tagged(*given: Any) -> list[TaggedExample]:
-    return [TaggedExample(e.tokens, e.tags) for e in entities.examples(*given)]
-
-
-def _questions(*given: Any) -> list[QuestionExample]:
-    return [
-        QuestionExample(e.question, e.context, (Answer(e.answer, e.start),))
-        for e in questions.examples(*given)
-    ]
-
-
-def town_splits(
-    task: str, n_train: int = 2000, n_held_out: int = 500, seed: int = 0, shift: str = "none"
-) -> Splits:
-    """Training, development and test examples of Town; `shift` is that of the test set.
+def town_splits(task: str, n_train: int = 2000, n_held_out: int = 500, seed: int = 0) -> Splits:
+    """Training, development and test examples of Town.
 
     Only the training examples depend on the seed: what is reported is the same for all of them.
     """
     return Splits(
         town_examples(task, n_train, seed, "train"),
         town_examples(task, n_held_out, 0, "validation"),
-        town_examples(task, n_held_out, 0, "test", shift),
+        town_examples(task, n_held_out, 0, "test"),
     )
-
-
-# Checks
 
 
 def content(example: Any) -> str:
     """What a model reads of an example, with white space made alike: equal ones are duplicates."""
+    if isinstance(example, TaggedExample):
+        return " ".join(example.words)
     if isinstance(example, TextExample):
         parts = (example.text, example.pair or "")
-    elif isinstance(example, TaggedExample):
-        parts = (" ".join(example.words), "")
     else:
         parts = (example.question, example.context)
     return "\n".join(" ".join(part.split()) for part in parts)
 
 
-def split_off(examples: Sequence[E], share: float = 0.1, seed: int = 0) -> tuple[list[E], list[E]]:
+def labels_in(example: Any) -> set[str]:
+    """The class of a text, the types of entities of tagged words; a question has none."""
+    if isinstance(example, TextExample):
+        return {str(example.label)}
+    return {tag[2:] for tag in getattr(example, "tags", None) or () if tag != "O"}
+
+
+def split_off(
+    examples: Sequence[Any], share: float = 0.1, seed: int = 0
+) -> tuple[list[Any], list[Any]]:
     """Training and development examples, by a hash of the text: equal texts are on one side.
 
     Questions go with their context, so no text that is learnt from is asked about. A label that
     would be in the second part alone stays in the first. `DataError` where nothing is left to
     split off.
     """
-    keys = [_key(example) for example in examples]
-    if len(set(keys)) < 2:
-        raise DataError(_too_few(len(examples), len(set(keys))))
-    kept = set(split_documents(keys, share, seed)[0])
-    known = {label for e, key in zip(examples, keys) if key in kept for label in _labels_in(e)}
-    kept |= {key for e, key in zip(examples, keys) if not _labels_in(e) <= known}
+    keys = [e.context if isinstance(e, QuestionExample) else content(e) for e in examples]
+    different = len(set(keys))
+    kept = set(keys)
+    if different > 1:
+        kept = set(split_documents(keys, share, seed)[0])
+        known = {label for e, key in zip(examples, keys) if key in kept for label in labels_in(e)}
+        kept |= {key for e, key in zip(examples, keys) if not labels_in(e) <= known}
+    if len(kept) == different:
+        raise DataError(
+            f"no development set can be split off: {len(keys)} examples, {different} of them "
+            "different, are too few, since training needs one of each label; give development "
+            "files (--dev-files)"
+        )
     first = [e for e, key in zip(examples, keys) if key in kept]
-    second = [e for e, key in zip(examples, keys) if key not in kept]
-    if not second:
-        raise DataError(_too_few(len(examples), len(set(keys))))
-    return first, second
-
-
-def _too_few(n: int, different: int) -> str:
-    return (
-        f"no development set can be split off: {n} examples, {different} of them different, are "
-        "too few, since training needs one of each label; give development files (--dev-files)"
-    )
-
-
-def _labels_in(example: Any) -> set[str]:
-    """The class of a text, the types of entities of tagged words."""
-    if isinstance(example, TextExample):
-        return {str(example.label)}
-    if isinstance(example, TaggedExample):
-        return {tag[2:] for tag in example.tags or () if tag != "O"}
-    return set()
-
-
-def _key(example: Any) -> str:
-    return example.context if isinstance(example, QuestionExample) else content(example)
+    return first, [e for e, key in zip(examples, keys) if key not in kept]
 
 
 def labels_of(task: str, training: Sequence[Any]) -> tuple[str, ...]:
@@ -237,30 +233,26 @@ def labels_of(task: str, training: Sequence[Any]) -> tuple[str, ...]:
     B- and I- of each type. `DataError`: one class only, or as many classes as examples.
     """
     check_task(task)
-    if not training:
+    n = len(training)
+    counts = Counter(label for example in training for label in labels_in(example))
+    shown = ", ".join(map(short, [*counts][:3]))
+    if not n:
         raise DataError("training needs at least one example, got none")
     if task == "qa":
         return ()
+    if task == "tag" and not counts:
+        raise DataError(f"the {n} training examples have no entity: all tags are O")
     if task == "tag":
-        kinds = sorted({tag[2:] for e in training for tag in e.tags or () if tag != "O"})
-        if not kinds:
-            raise DataError(f"the {len(training)} training examples have no entity: all tags are O")
-        return ("O", *(f"{mark}-{kind}" for kind in kinds for mark in "BI"))
-    counts = Counter(e.label for e in training)
+        return ("O", *(f"{mark}-{kind}" for kind in sorted(counts) for mark in "BI"))
     if len(counts) < 2:
         raise DataError(
-            f"training needs at least 2 classes, all {len(training)} examples have the label "
-            f"{next(iter(counts))!r}"
+            f"training needs at least 2 classes, all {n} examples have the label {shown}"
         )
-    if len(counts) > MOST_CLASSES or (len(training) > 20 and 2 * len(counts) > len(training)):
-        shown = ", ".join(map(repr, list(counts)[:3]))
-        raise DataError(
-            f"the label column has {len(counts)} different values in {len(training)} examples "
-            f"({shown}, ...): these are no classes"
-        )
-    if all(re.fullmatch(r"-?\d{1,9}", str(label)) for label in counts):
-        return tuple(sorted(map(str, counts), key=lambda label: (int(label), label)))
-    return tuple(sorted(map(str, counts)))
+    if len(counts) > MOST_CLASSES or (n > 20 and 2 * len(counts) > n):
+        found = f"{len(counts)} different values in {n} examples ({shown}, ...)"
+        raise DataError(f"the label column has {found}: these are no classes")
+    whole = all(re.fullmatch(r"-?\d{1,9}", label) for label in counts)
+    return tuple(sorted(counts, key=lambda label: (int(label) if whole else 0, label)))
 
 
 def check_splits(task: str, splits: Splits) -> tuple[str, ...]:
@@ -271,18 +263,42 @@ def check_splits(task: str, splits: Splits) -> tuple[str, ...]:
     """
     check_task(task)
     parts = {"training": splits.train, "development": splits.dev, "test": _inside(splits.test)}
-    if not splits.train or not splits.dev:
-        empty = "training" if not splits.train else "development"
-        raise DataError(f"the {empty} set has no examples")
     for name, examples in parts.items():
+        if not examples and name != "test":
+            raise DataError(f"the {name} set has no examples")
         for number, example in enumerate(examples):
-            _check_example(task, example, example_place(name, number, example))
+            _check_labelled(task, example, example_place(name, number, example))
     labels = labels_of(task, splits.train)
+    known = set().union(*map(labels_in, splits.train))
+    learnt = set(map(content, splits.train))
     for name in ("development", "test"):
         for number, example in enumerate(parts[name]):
-            _check_known(labels, example, example_place(name, number, example))
-        _warn_of_duplicates(splits.train, parts[name], name)
+            for new in labels_in(example) - known:
+                place, near = example_place(name, number, example), did_you_mean(new, known)
+                there = ", ".join(map(short, sorted(known)[:20]))
+                raise DataError(
+                    f"{place}: the label {short(new)} is not in the training data ({there}){near}"
+                )
+        if again := [e for e in parts[name] if content(e) in learnt]:
+            warnings.warn(
+                f"{len(again)} of {len(parts[name])} {name} examples are in the training data too, "
+                f"the first at {again[0].place or short(content(again[0]))}: the {name} score is "
+                "too high",
+                stacklevel=3,
+            )
     return labels
+
+
+def _check_labelled(task: str, example: Any, place: str) -> None:
+    wanted = KINDS[task]
+    if not isinstance(example, wanted):
+        found = type(example).__name__
+        raise DataError(f"{place}: the task {task!r} needs a {wanted.__name__}, got {found}")
+    if isinstance(example, TextExample) and (example.pair is None) == (task == "pair"):
+        raise DataError(f"{place}: {'a pair of texts' if task == 'pair' else 'one text'} wanted")
+    role = {"tag": "tags", "qa": "answers"}.get(task, "label")
+    if not getattr(example, role):
+        raise DataError(f"{place}: no {role}")
 
 
 def _inside(test: Sequence[Any] | HeldOut) -> Sequence[Any]:
@@ -292,105 +308,9 @@ def _inside(test: Sequence[Any] | HeldOut) -> Sequence[Any]:
 
 def held_out_hash(splits: Splits) -> str:
     """SHA-256 of the development and test examples, wherever their files lie."""
-    parts = (splits.dev, _inside(splits.test))
-    examples = [[replace(e, place="") for e in part] for part in parts]
-    return sha256(repr(examples).encode()).hexdigest()
+    return sha256(repr([list(splits.dev), list(_inside(splits.test))]).encode()).hexdigest()
 
 
 def example_place(name: str, number: int, example: Any) -> str:
     """Where an example stands: its file and line, or its number."""
     return getattr(example, "place", "") or f"{name} example {number}"
-
-
-def _check_example(task: str, example: Any, place: str) -> None:
-    unlabelled = True
-    if not isinstance(example, KINDS[task]):
-        raise DataError(
-            f"{place}: the task {task!r} needs a {KINDS[task].__name__}, "
-            f"got {type(example).__name__}"
-        )
-    if isinstance(example, TextExample):
-        if (example.pair is None) != (task == "classify"):
-            raise DataError(
-                f"{place}: {'a pair of texts' if task == 'pair' else 'one text'} wanted"
-            )
-        check_not_blank(place, text=example.text, pair=example.pair)
-        unlabelled = example.label is None
-    elif isinstance(example, TaggedExample):
-        unlabelled = example.tags is None
-        check_tags(place, example.words, example.tags)
-    elif isinstance(example, QuestionExample):
-        unlabelled = not example.answers
-        check_not_blank(place, question=example.question, context=example.context)
-        for answer in example.answers:
-            check_answer(place, example.context, answer)
-    if unlabelled:
-        raise DataError(f"{place}: no {'answer' if task == 'qa' else 'label'}")
-
-
-def check_not_blank(place: str, **texts: str | None) -> None:
-    """Refuse a text of white space alone."""
-    for name, text in texts.items():
-        if text is not None and not text.strip():
-            raise DataError(f"{place}: the {name} is empty")
-
-
-def check_tags(place: str, words: Sequence[Any], tags: Sequence[Any] | None) -> None:
-    """Refuse words that are none, other numbers of words and tags, and what is no BIO tag."""
-    if not words:
-        raise DataError(f"{place}: no words")
-    for number, word in enumerate(words, 1):
-        if not isinstance(word, str) or not word.strip():
-            raise DataError(f"{place}: word {number} is {word!r}, expected text")
-    if tags is None:
-        return
-    if len(tags) != len(words):
-        raise DataError(f"{place}: {len(words)} words but {len(tags)} tags")
-    for number, tag in enumerate(tags, 1):
-        if not isinstance(tag, str) or not re.fullmatch(r"O|[BI]-\S.*", tag):
-            raise DataError(
-                f"{place}: tag {number}, of {words[number - 1]!r:.40}, must be O, B-TYPE or "
-                f"I-TYPE, got {tag!r:.40}"
-            )
-
-
-def check_answer(place: str, context: str, answer: Answer) -> None:
-    """Refuse an answer that is not in its context where it says."""
-    text, start = answer.text, answer.start
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{place}: the answer is {text!r}, expected text")
-    if start < 0 or context[start : start + len(text)] != text:
-        found = context.find(text)
-        there = f"{context[max(start, 0) : max(start, 0) + len(text)]!r:.60} stands there"
-        hint = f"it begins at {found}" if found >= 0 else "it is nowhere in it"
-        raise DataError(
-            f"{place}: the answer {text!r:.60} does not begin at character {start} of its context: "
-            f"{there}, {hint}"
-        )
-
-
-def _check_known(labels: Sequence[str], example: Any, place: str) -> None:
-    if isinstance(example, QuestionExample):
-        return
-    found = [str(example.label)] if isinstance(example, TextExample) else example.tags
-    for label in found:
-        if label not in labels:
-            near = difflib.get_close_matches(label, labels, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            shown = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
-            raise DataError(
-                f"{place}: the label {label!r:.60} is not in the training data, which have "
-                f"{shown}{hint}"
-            )
-
-
-def _warn_of_duplicates(training: Sequence[Any], others: Sequence[Any], name: str) -> None:
-    known = set(map(content, training))
-    again = [e for e in others if content(e) in known]
-    if again:
-        place = again[0].place
-        warnings.warn(
-            f"{len(again)} of {len(others)} {name} examples are in the training data too"
-            f"{f', the first at {place}' if place else ''}: the {name} score is too high",
-            stacklevel=4,
-        )

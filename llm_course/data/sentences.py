@@ -13,7 +13,7 @@ ABBREVIATIONS = frozenset(
     )
 )
 # A stop, closing quotes or brackets, white space, and then what can begin a sentence.
-_WESTERN = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W\d_a-z]|[\"'“‘(\[]*\d)")
+_WESTERN = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+\s++(?=[\"'“‘(\[]*+(?:[^\W\d_a-z]|\d))")
 _CHINESE = re.compile(r"[。！？]+[”’」』）]*(?=\S)")
 
 
@@ -26,7 +26,8 @@ def split_sentences(text: str) -> list[str]:
     """
     ends = []
     for match in _WESTERN.finditer(text):
-        word = re.search(r"([^\W\d_]+)\.[\"'”’)\]]*\s*$", text[: match.end()])
+        window = text[max(0, match.start() - 20) : match.end()]  # holds each abbreviation
+        word = re.search(r"([^\W\d_]+)\.[\"'”’)\]]*\s*$", window)
         before = word.group(1) if word else ""
         if before.lower() not in ABBREVIATIONS and len(before) != 1:
             ends.append(match.end())

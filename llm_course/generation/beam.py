@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llm_course.generation.request import Request
 from llm_course.generation.stepping import Stepper, finite
 from llm_course.shapes import Bool, Float, Int
 
@@ -47,18 +48,8 @@ def _extend(
     return _Step(best, places // vocab_size, tokens, stops)
 
 
-def _score(sums: Tensor, length: int, length_penalty: float) -> Tensor:
-    return sums / length**length_penalty
-
-
 def beam_search(
-    stepper: Stepper,
-    *,
-    num_beams: int,
-    max_new_tokens: int,
-    length_penalty: float,
-    stop_ids: Int[Tensor, " E"],
-    pad_id: int,
+    stepper: Stepper, request: Request, *, num_beams: int, length_penalty: float
 ) -> Hypotheses:
     r"""Maximise $\log p(y \mid x) / |y|^\alpha$ over the continuations y that the beams reach.
 
@@ -67,10 +58,11 @@ def beam_search(
     `num_beams` >= V ** max_new_tokens nothing is dropped and the answer is the true maximum.
     The search stops when no prefix can still beat the best finished continuation of its row.
     """
+    stop_ids, max_new_tokens = request.stop_ids, request.max_new_tokens
     logits = finite(stepper.first())
     n_rows, vocab_size = logits.shape
     sums = logits.new_zeros(n_rows, 1, dtype=torch.float32)
-    prefixes = stop_ids.new_full((n_rows, 1, max_new_tokens), pad_id)
+    prefixes = stop_ids.new_full((n_rows, 1, max_new_tokens), request.pad_id)
     best = Hypotheses(
         ids=prefixes[:, 0].clone(),
         scores=sums.new_full((n_rows,), NEVER),
@@ -88,7 +80,7 @@ def beam_search(
         sums, places = step.sums.masked_fill(step.stops, NEVER).topk(width)
         # A prefix gains most at the greatest length when long answers are favoured, else at once.
         reach = max_new_tokens if length_penalty > 0 else length + 1
-        if bool((best.scores >= _score(sums[:, 0], reach, length_penalty)).all()):
+        if bool((best.scores >= sums[:, 0] / reach**length_penalty).all()):
             break
         parents, tokens = step.parents.gather(1, places), step.tokens.gather(1, places)
         stepper.reorder((rows * prefixes.shape[1] + parents).flatten())
@@ -109,7 +101,7 @@ def _keep_best(
 ) -> Hypotheses:
     """The best of each row, or the best of its `num_beams` best extensions if it ends and wins."""
     sums, place = step.sums.masked_fill(~ends, NEVER)[:, :num_beams].max(-1)
-    scores = _score(sums, length, length_penalty)
+    scores = sums / length**length_penalty
     rows = torch.arange(len(sums), device=sums.device)
     ids = prefixes[rows, step.parents[rows, place]]
     ids[:, length - 1] = step.tokens[rows, place]

@@ -9,16 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.generation.beam import beam_search
-from llm_course.generation.prepare import columns_first, eval_mode
-from llm_course.generation.request import (
-    Request,
-    check_request,
-    check_strategy,
-    is_encoder_decoder,
-)
+from llm_course.generation.request import Request, check_request, is_encoder_decoder
 from llm_course.generation.sampling import sample
-from llm_course.generation.stepping import finite, make_stepper
-from llm_course.shapes import Float, Int
+from llm_course.generation.stepping import eval_mode, finite, make_stepper
+from llm_course.shapes import Int
 
 Choose = Callable[[Tensor], Tensor]  # logits [B, V] -> ids [B]
 
@@ -66,18 +60,15 @@ def generate(
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range, before any compute.
     """
-    check_strategy(
+    request = check_request(
         model,
+        input_ids,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         num_beams=num_beams,
         length_penalty=length_penalty,
-    )
-    request = check_request(
-        model,
-        input_ids,
-        max_new_tokens=max_new_tokens,
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
         attention_mask=attention_mask,
@@ -87,13 +78,12 @@ def generate(
     # Made outside inference mode, so that the ids may be trained on.
     ids = request.input_ids.new_empty(len(input_ids), n_prompt + max_new_tokens)
     ids[:, :n_prompt] = request.input_ids[:, :n_prompt]
-    end = n_prompt
     if num_beams > 1:
-        best = _search(model, request, num_beams, length_penalty)
-        end += best.shape[1]
-        ids[:, n_prompt:end] = best
-        return ids[:, :end]
-    for new in _stream(model, request, _chooser(temperature, top_k, top_p, generator)):
+        columns = iter(_search(model, request, num_beams, length_penalty).T)
+    else:
+        columns = _stream(model, request, _chooser(temperature, top_k, top_p, generator))
+    end = n_prompt
+    for new in columns:
         ids[:, end] = new
         end += 1
     return ids[:, :end]
@@ -117,11 +107,13 @@ def generate_stream(
     Arguments and errors are those of `generate`, and come at the call, not at the first token.
     The model is in eval mode until the iterator ends or is closed.
     """
-    check_strategy(model, temperature=temperature, top_k=top_k, top_p=top_p)
     request = check_request(
         model,
         input_ids,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,
         attention_mask=attention_mask,
@@ -130,22 +122,18 @@ def generate_stream(
     return _stream(model, request, _chooser(temperature, top_k, top_p, generator))
 
 
-def _greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-    return logits.argmax(-1)
-
-
 def _chooser(
     temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Choose:
     if temperature == 0:
-        return _greedy
+        return partial(torch.argmax, dim=-1)
     return partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
 
 
 def _stream(model: nn.Module, request: Request, choose: Choose) -> Iterator[Int[Tensor, " B"]]:
     """The loop of greedy decoding and of sampling; each token is yielded outside the mode."""
     n_rows, n_steps = len(request.input_ids), request.max_new_tokens
-    with eval_mode(model), columns_first(model, n_rows, n_steps):
+    with eval_mode(model):
         stepper = make_stepper(model, request)
         finished = torch.zeros(n_rows, dtype=torch.bool, device=request.input_ids.device)
         can_stop = len(request.stop_ids) > 0
@@ -169,14 +157,7 @@ def _search(
     model: nn.Module, request: Request, num_beams: int, length_penalty: float
 ) -> Int[Tensor, "B T"]:
     """The best continuations, cut after the longest."""
-    n_rows = num_beams * len(request.input_ids)
-    with eval_mode(model), columns_first(model, n_rows, request.max_new_tokens):
-        best = beam_search(
-            make_stepper(model, request),
-            num_beams=num_beams,
-            max_new_tokens=request.max_new_tokens,
-            length_penalty=length_penalty,
-            stop_ids=request.stop_ids,
-            pad_id=request.pad_id,
-        )
+    with eval_mode(model):
+        stepper = make_stepper(model, request)
+        best = beam_search(stepper, request, num_beams=num_beams, length_penalty=length_penalty)
     return best.ids[:, : int(best.lengths.max())]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_course.models.layers import check_ids, padding_mask
 from llm_course.shapes import Bool, Int
 
-MAX_LENGTH_PENALTY = 10.0  # beyond it length ** penalty leaves the range of a float
+MAX_LENGTH_PENALTY = 10  # beyond it length ** penalty leaves the range of a float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +27,36 @@ class Request:
     start_id: int  # what the decoder of an encoder-decoder reads first; GPT has none
 
 
-def _config(model: nn.Module) -> Any:
-    """The config of a model that can generate; TypeError for any other module."""
-    if not hasattr(model, "new_cache"):
-        raise TypeError(f"model must be a GPT, T5 or Transformer, got {type(model).__name__}")
-    return model.config
-
-
 def is_encoder_decoder(model: nn.Module) -> bool:
     return hasattr(model, "encode")
 
 
 def check_request(
-    model: nn.Module,
+    model: Any,
     input_ids: Any,
     *,
     max_new_tokens: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
     eos_token_id: Any,
     pad_token_id: Any,
     attention_mask: Any,
     generator: Any,
+    num_beams: Any = 1,
+    length_penalty: Any = 1.0,
 ) -> Request:
     """Refuse what cannot be continued; names the argument, its value and the range."""
-    vocab_size = _config(model).vocab_size
-    device = next(model.parameters()).device
-    check_whole("max_new_tokens", max_new_tokens, 1)
-    _check_ids(input_ids, vocab_size, device)
-    mask = _check_mask(attention_mask, input_ids)
-    _check_padding(model, mask)
-    _check_generator(generator, device)
+    if not hasattr(model, "new_cache"):
+        raise TypeError(f"model must be a GPT, T5 or Transformer, got {type(model).__name__}")
+    config, device = model.config, next(model.parameters()).device
+    _check_strategy(config.vocab_size, temperature, top_k, top_p, num_beams, length_penalty)
+    _check_number("max_new_tokens", max_new_tokens, int, 1)
+    if generator is not None:
+        _check_place("generator", generator, torch.Generator, device)
+    _check_place("input_ids", input_ids, Tensor, device)
+    check_ids(input_ids.cpu(), config.vocab_size)
+    mask = _check_mask(model, attention_mask, input_ids)
     longest = input_ids.shape[1] if mask is None else int(mask.sum(1).max())
     _check_length(model, longest, max_new_tokens)
     stop_ids, pad_id, start_id = _special_ids(model, eos_token_id, pad_token_id)
@@ -68,25 +70,20 @@ def check_request(
     )
 
 
-def check_strategy(
-    model: nn.Module,
-    *,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
-    num_beams: Any = 1,
-    length_penalty: Any = 1.0,
+def _check_strategy(
+    vocab_size: int, temperature: Any, top_k: Any, top_p: Any, num_beams: Any, length_penalty: Any
 ) -> None:
-    """Refuse a strategy whose numbers are out of range or contradict each other."""
-    check_number("temperature", temperature, 0.0, math.inf)
-    if top_k is not None:
-        check_whole("top_k", top_k, 1, _config(model).vocab_size)
-    if top_p is not None:
-        check_number("top_p", top_p, 0.0, 1.0)
-        if top_p == 0:
-            raise ValueError("top_p must be above 0 and at most 1, got 0")
-    check_whole("num_beams", num_beams, 1)
-    check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+    """Refuse numbers that are out of range or contradict each other."""
+    for name, value, kind, lowest, highest in (
+        ("temperature", temperature, float, 0, math.inf),
+        ("top_k", 1 if top_k is None else top_k, int, 1, vocab_size),
+        ("top_p", 1 if top_p is None else top_p, float, 0, 1),
+        ("num_beams", num_beams, int, 1, math.inf),
+        ("length_penalty", length_penalty, float, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+    ):
+        _check_number(name, value, kind, lowest, highest)
+    if top_p == 0:
+        raise ValueError("top_p must be above 0 and at most 1, got 0")
     if num_beams > 1 and temperature > 0:
         raise ValueError(
             f"num_beams = {num_beams} searches and temperature = {temperature} samples: "
@@ -94,118 +91,71 @@ def check_strategy(
         )
 
 
-def check_whole(name: str, value: object, lowest: int, highest: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < lowest or (highest is not None and value > highest):
-        above = f" and at most {highest}" if highest is not None else ""
-        raise ValueError(f"{name} must be at least {lowest}{above}, got {value}")
+def _check_number(
+    name: str, value: Any, kind: Any, lowest: float, highest: float = math.inf
+) -> None:
+    """Kind `float` takes whole numbers too."""
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise TypeError(f"{name} must be a {'whole ' * (kind is int)}number, got {value!r}")
+    if not lowest <= value <= highest or value == math.inf:
+        end = f" and at most {highest}" if highest < math.inf else " and finite" * (kind is float)
+        raise ValueError(f"{name} must be at least {lowest}{end}, got {value}")
 
 
-def check_number(name: str, value: object, lowest: float, highest: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not lowest <= value <= highest or not math.isfinite(value):
-        above = f" and at most {highest:g}" if highest != math.inf else " and finite"
-        raise ValueError(f"{name} must be at least {lowest:g}{above}, got {value}")
+def _check_place(name: str, value: Any, kind: Any, device: torch.device) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a torch.{kind.__name__}, got {value!r:.60}")
+    if value.device.type != device.type:
+        raise ValueError(f"{name} is on {value.device}, the model on {device}")
 
 
-def _check_ids(input_ids: Any, vocab_size: int, device: torch.device) -> None:
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids must be a tensor [B, T], got {type(input_ids).__name__}")
-    if input_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"input_ids must be int64 or int32, got {input_ids.dtype}")
-    shape = list(input_ids.shape)
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids must have the shape [B, T], got {shape}")
-    if input_ids.numel() == 0:
-        raise ValueError(f"the prompt is empty: input_ids has the shape {shape}")
-    if input_ids.device.type != device.type:
-        raise ValueError(f"input_ids are on {input_ids.device}, the model on {device}")
-    wrong = (input_ids < 0) | (input_ids >= vocab_size)
-    if bool(wrong.any()):
-        row, column = (int(i) for i in wrong.nonzero()[0])
-        raise ValueError(
-            f"input_ids[{row}, {column}] must be from 0 to {vocab_size - 1}, "
-            f"got {int(input_ids[row, column])}"
-        )
-
-
-def _check_generator(generator: Any, device: torch.device) -> None:
-    if generator is None:
-        return
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
-    if generator.device.type != device.type:
-        raise ValueError(f"generator is on {generator.device}, the model on {device}")
-
-
-def _check_mask(mask: Any, input_ids: Tensor) -> Bool[Tensor, "B T"] | None:
+def _check_mask(model: Any, mask: Any, input_ids: Tensor) -> Bool[Tensor, "B T"] | None:
+    """Also refuse padding on the side where it would change what the model computes."""
     if mask is None:
         return None
-    if not isinstance(mask, Tensor) or mask.is_floating_point():
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"attention_mask must be an int or bool tensor, got {got}")
-    if mask.shape != input_ids.shape:
+    shape = input_ids.shape
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, got {type(mask).__name__}")
+    if mask.shape != shape:
         raise ValueError(
-            f"attention_mask must have the shape of input_ids {list(input_ids.shape)}, "
-            f"got {list(mask.shape)}"
+            f"attention_mask must have the shape of input_ids {list(shape)}, got {list(mask.shape)}"
         )
-    mask = mask.to(input_ids.device)
-    attend = mask.bool()
-    other = mask[mask != attend]
-    if len(other):
-        raise ValueError(f"attention_mask must hold 0 and 1 only, got {int(other[0])}")
-    empty = ~attend.any(1)
-    if bool(empty.any()):
-        raise ValueError(f"the prompt of row {int(empty.nonzero()[0])} is empty: its mask is all 0")
-    return None if bool(attend.all()) else attend
+    mask = padding_mask(mask.cpu(), shape[0], shape[1], shape[1])[:, 0, 0]
+    wrong, rule = ~mask.any(1), "is all 0: the prompt is empty"
+    if not bool(wrong.any()) and hasattr(model.config, "n_positions"):  # T5: relative positions
+        before, after = mask[:, :-1], mask[:, 1:]
+        if is_encoder_decoder(model):
+            wrong = (~before & after).any(1)
+            rule = "has a 1 after a 0: pad on the right, positions count from 0"
+        else:
+            wrong = (before & ~after).any(1)
+            rule = "has a 0 after a 1: pad prompts on the left, where they begin"
+    if bool(wrong.any()):
+        raise ValueError(f"row {int(wrong.nonzero()[0])} of attention_mask {rule}")
+    return None if bool(mask.all()) else mask.to(input_ids.device)
 
 
-def _check_padding(model: nn.Module, mask: Bool[Tensor, "B T"] | None) -> None:
-    """Refuse padding on the side where it would change what the model computes."""
-    if mask is None or not hasattr(_config(model), "n_positions"):  # T5: relative positions
-        return
-    before, after = mask[:, :-1], mask[:, 1:]
-    if is_encoder_decoder(model):
-        wrong, rule = ~before & after, "a 1 after a 0: pad on the right, positions count from 0"
-    else:
-        wrong, rule = before & ~after, "a 0 after a 1: pad prompts on the left, where they begin"
-    rows = wrong.any(1).nonzero()
-    if len(rows):
-        raise ValueError(f"row {int(rows[0])} of attention_mask has {rule}")
+def _check_length(model: Any, longest: int, max_new_tokens: int) -> None:
+    n_positions = getattr(model.config, "n_positions", math.inf)
+    needs = {"input_ids": longest, "max_new_tokens": max_new_tokens}
+    if not is_encoder_decoder(model):  # the prompt and its continuation are one text
+        needs = {f"a prompt of {longest} and max_new_tokens": longest + max_new_tokens}
+    for name, value in needs.items():
+        if value > n_positions:
+            raise ValueError(f"{name}: {value} tokens exceed n_positions = {n_positions}")
 
 
-def _check_length(model: nn.Module, longest: int, max_new_tokens: int) -> None:
-    n_positions = getattr(_config(model), "n_positions", None)
-    if n_positions is None:
-        return
-    if is_encoder_decoder(model):
-        for name, value in (("input_ids", longest), ("max_new_tokens", max_new_tokens)):
-            if value > n_positions:
-                raise ValueError(f"{name}: {value} tokens exceed n_positions = {n_positions}")
-    elif longest + max_new_tokens > n_positions:
-        raise ValueError(
-            f"a prompt of {longest} tokens and max_new_tokens = {max_new_tokens} make "
-            f"{longest + max_new_tokens}, more than n_positions = {n_positions}"
-        )
-
-
-def _special_ids(
-    model: nn.Module, eos_token_id: Any, pad_token_id: Any
-) -> tuple[list[int], int, int]:
+def _special_ids(model: Any, eos_token_id: Any, pad_token_id: Any) -> tuple[list[int], int, int]:
     """The stop ids, the id that fills finished rows, and the decoder's first id."""
-    config = _config(model)
+    config, last = model.config, model.config.vocab_size - 1
     eos = getattr(config, "eos_token_id", None) if eos_token_id is None else eos_token_id
     given = eos if isinstance(eos, (list, tuple, set)) else [] if eos is None else [eos]
     stop_ids = list(dict.fromkeys(given))
     for stop_id in stop_ids:
-        check_whole("eos_token_id", stop_id, 0, config.vocab_size - 1)
+        _check_number("eos_token_id", stop_id, int, 0, last)
     pad_id = getattr(config, "pad_token_id", None) if pad_token_id is None else pad_token_id
     if pad_id is None:
         pad_id = stop_ids[0] if stop_ids else 0  # 0 is never written: no row ends early
-    check_whole("pad_token_id", pad_id, 0, config.vocab_size - 1)
-    if not is_encoder_decoder(model):
-        return stop_ids, pad_id, 0
-    bos_token_id = getattr(config, "bos_token_id", None)  # T5 has none and begins with pad
-    return stop_ids, pad_id, config.pad_token_id if bos_token_id is None else bos_token_id
+    _check_number("pad_token_id", pad_id, int, 0, last)
+    start_id = getattr(config, "bos_token_id", None)  # T5 has none and begins with pad
+    return stop_ids, pad_id, getattr(config, "pad_token_id", 0) if start_id is None else start_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,8 +52,8 @@ class DecoderStepper:
 
     def reorder(self, rows: Int[Tensor, " N"]) -> None:
         """Let row i continue what row `rows[i]` held, which has the same prompt."""
-        if reorder_cache(self.cache, rows, self.input_ids.shape[1]) and self.mask is not None:
-            assert self.positions is not None
+        self.cache.reorder(rows, start=self.input_ids.shape[1])
+        if self.mask is not None and self.positions is not None:
             self.mask, self.positions = self.mask[rows], self.positions[rows]
 
 
@@ -78,22 +80,19 @@ class EncoderDecoderStepper:
 
     def reorder(self, rows: Int[Tensor, " N"]) -> None:
         """Let row i continue what row `rows[i]` held, which has the same prompt."""
-        reorder_cache(self.cache, rows, 0)
+        self.cache.reorder(rows, start=0)
 
 
-def reorder_cache(cache: Any, rows: Int[Tensor, " N"], start: int) -> bool:
-    """Reorder what a cache holds from position `start` on, or all where rows are added; which?
-
-    The rows of a prompt are alike before `start`, and in cross-attention everywhere. To move that
-    in each step would take as long as the step itself.
-    """
-    buffers = (cache.keys, cache.values)
-    if len(rows) != buffers[0].shape[1]:
-        cache.reorder(rows)
-        return True
-    for buffer in buffers:
-        buffer[:, :, :, start : cache.length] = buffer[:, rows, :, start : cache.length]
-    return False
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is as it was, also where they differed."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 Stepper = DecoderStepper | EncoderDecoderStepper

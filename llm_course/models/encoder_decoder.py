@@ -5,18 +5,14 @@ It names no model: embeddings, blocks, positions and heads stand in the file of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from llm_course.models.cache import EncoderDecoderCache
+from llm_course.models.cache import KVCache
 from llm_course.models.files import PretrainedModel
 from llm_course.models.layers import padding_mask
 from llm_course.shapes import Float, Int, Mask
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 class EncoderDecoder(PretrainedModel):
@@ -27,6 +23,7 @@ class EncoderDecoder(PretrainedModel):
 
     encoder: nn.ModuleList
     decoder: nn.ModuleList
+    lm_head: nn.Linear
 
     def blocks(self) -> list[nn.Module]:
         """The units to shard or to checkpoint: the blocks of both stacks."""
@@ -44,14 +41,14 @@ class EncoderDecoder(PretrainedModel):
         decoder_input_ids: Int[Tensor, "B T"],
         *,
         attention_mask: Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The decoder's last hidden states: `decode` without the head."""
         raise NotImplementedError
 
     def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Hidden states to logits."""
-        raise NotImplementedError
+        """Logits: a linear map without a bias; tied, its rows are the embeddings."""
+        return self.lm_head(x)
 
     def decode(
         self,
@@ -59,7 +56,7 @@ class EncoderDecoder(PretrainedModel):
         decoder_input_ids: Int[Tensor, "B T"],
         *,
         attention_mask: Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token that follows each of `decoder_input_ids`.
 
@@ -85,7 +82,7 @@ class EncoderDecoder(PretrainedModel):
         *,
         decoder_input_ids: Int[Tensor, "B T"],
         attention_mask: Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The decoder's last hidden states: `forward` without the head."""
         states = None
@@ -103,7 +100,7 @@ class EncoderDecoder(PretrainedModel):
         *,
         decoder_input_ids: Int[Tensor, "B T"],
         attention_mask: Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token that follows each of `decoder_input_ids`, given `input_ids`.
 
@@ -126,46 +123,27 @@ class EncoderDecoder(PretrainedModel):
             )
         )
 
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        fixed_shape: bool = False,
-    ) -> EncoderDecoderCache:
-        """An empty cache for `max_length` positions of the decoder; see `KVCache`."""
-        attn: Any = self.decoder[0].cross_attn
-        weight = attn.w_k.weight
-        return EncoderDecoderCache(
-            len(self.decoder),
-            batch_size,
-            attn.n_heads,
-            attn.d_head,
-            max_length,
-            device=device or weight.device,
-            dtype=dtype or weight.dtype,
-            fixed_shape=fixed_shape,
-        )
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache for `max_length` positions of the decoder."""
+        return KVCache(self.decoder, batch_size, max_length)
 
-    def cross_source(
+    def see_source(
         self,
         states: Tensor | None,
         decoder_input_ids: Tensor,
         attention_mask: Tensor | None,
-        cache: EncoderDecoderCache | None,
-    ) -> tuple[Sequence[KeysValues | None], Mask | None]:
-        """For each decoder block its keys and values of `states`, and the mask over them.
+        cache: KVCache | None,
+    ) -> Mask | None:
+        """The mask over the encoder's `states`; a new cache gets it, and their keys and values.
 
-        Without a cache they are None, and each block computes its own: only inside of the block's
-        own call are its weights gathered when it is sharded, and its activations recomputed.
+        Without a cache each block computes those by itself: only inside of the block's own call are
+        its weights gathered when it is sharded, and its activations recomputed.
         """
         rows, n_new = decoder_input_ids.shape
         if cache is not None:
-            cache.check(rows, len(self.decoder), "decoder_input_ids")
+            cache.check(len(self.decoder), decoder_input_ids, "decoder_input_ids")
             if cache.source is not None:
-                return cache.source, cache.source_mask
+                return cache.source_mask
         if states is None:
             raise ValueError("states may be None only where the cache already holds their keys")
         if rows != states.shape[0]:
@@ -178,9 +156,8 @@ class EncoderDecoder(PretrainedModel):
                     f"got {tuple(attention_mask.shape)}"
                 )
             mask = padding_mask(attention_mask, rows, n_new, states.shape[1])
-        if cache is None:
-            return [None] * len(self.decoder), mask
-        attns: list[Any] = [block.cross_attn for block in self.decoder]
-        cache.source = [attn.keys_values(states) for attn in attns]
-        cache.source_mask = mask
-        return cache.source, mask
+        if cache is not None:
+            attns: list[Any] = [block.cross_attn for block in self.decoder]
+            cache.source = [attn.keys_values(states) for attn in attns]
+            cache.source_mask = mask
+        return mask

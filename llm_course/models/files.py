@@ -1,8 +1,7 @@
 """Weights on disk in Hugging Face's layout: `config.json` and `model.safetensors`.
 
-A model file owns a `FileLayout`, the table of its names (`layout.py`), and inherits
-`from_pretrained` and `save_pretrained` from `PretrainedModel`. Only safetensors and JSON are read:
-nothing in a file is ever executed.
+Every model inherits `from_pretrained` and `save_pretrained` from `PretrainedModel`; its names in a
+file stand in `layouts.py`. Only safetensors and JSON are read: nothing in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -20,24 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm_course.errors import ConfigError, WeightsError
-from llm_course.models.layouts import (
-    CONFIG_FILE,
-    FileLayout,
-    Stored,
-    activation_from_file,
-    read_settings,
-    write_settings,
-)
+from llm_course.models.layouts import ACTIVATION_NAMES, FileLayout
 
-__all__ = [
-    "FileLayout",
-    "PretrainedModel",
-    "Stored",
-    "activation_from_file",
-    "read_settings",
-    "write_settings",
-]
-
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -48,14 +32,14 @@ Model = TypeVar("Model", bound="PretrainedModel")  # beartype refuses `Self` on 
 class PretrainedModel(nn.Module):
     """A model that is read from, and written to, a directory in Hugging Face's layout."""
 
-    layout: ClassVar[FileLayout]
+    layout: FileLayout  # of the class; a model whose config asks for another has its own
     config_class: ClassVar[Any]
     config: Any
 
     @property
     def tied(self) -> dict[str, str]:
         """Names in the state dict that share storage: alias -> the name that files keep."""
-        return {}
+        return dict(self.layout.ties) if self.config.tied else {}
 
     @classmethod
     def config_from_file(cls, raw: dict[str, Any]) -> Any:
@@ -68,13 +52,6 @@ class PretrainedModel(nn.Module):
         return write_settings(config, cls.layout)
 
     @classmethod
-    def tensors_from_file(
-        cls, tensors: dict[str, Tensor], raw: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """The file's tensors before their names are compared; a family may fill in some."""
-        return tensors
-
-    @classmethod
     def from_pretrained(
         cls: type[Model],
         path: str | os.PathLike[str],
@@ -82,7 +59,6 @@ class PretrainedModel(nn.Module):
         heads: Literal["new"] | None = None,
         dtype: torch.dtype | None = None,
         dropout: float | None = None,
-        revision: str | None = None,
     ) -> Model:
         """The model in a directory, or on the Hugging Face hub, in evaluation mode.
 
@@ -92,7 +68,6 @@ class PretrainedModel(nn.Module):
                 numbers; otherwise each missing tensor is an error.
             dtype: of the parameters; None: as in the file.
             dropout: replaces the file's, and is needed where that has several rates.
-            revision: branch, tag or commit on the hub.
 
         Raises:
             ConfigError: the file asks for something that this model does not have.
@@ -100,32 +75,40 @@ class PretrainedModel(nn.Module):
         """
         if heads not in (None, "new"):
             raise ValueError(f'heads must be None or "new", got {heads!r}')
-        directory = find_directory(path, revision)
+        directory = find_directory(path)
         raw = read_json(directory / CONFIG_FILE)
         if dropout is not None:
-            raw = _with_dropout(raw, cls.layout, dropout)
+            raw |= dict.fromkeys(_as_tuple(cls.layout.settings["dropout"]), dropout)
         model = cls(cls.config_from_file(raw))
-        tensors = cls.tensors_from_file(read_tensors(directory), raw)
+        tensors = read_tensors(directory)
+        if raw.get("tie_word_embeddings") and not model.config.tied:
+            # A T5 1.1 that transformers 5 made has one matrix in both places, written once.
+            for alias, name in model.layout.ties.items():
+                file = model.layout.locate(name).name
+                if file in tensors:
+                    tensors.setdefault(model.layout.locate(alias).name, tensors[file])
         model.to(dtype or _common_dtype(tensors.values()))
         model._load(tensors, heads == "new", directory)
         return model.eval()
 
     def _load(self, tensors: dict[str, Tensor], new_heads: bool, directory: Path) -> None:
-        layout = self.layout
-        state = {name: t for name, t in self.state_dict().items() if name not in self.tied}
-        shapes = {name: torch.empty(t.shape, device="meta") for name, t in state.items()}
-        expected = {name: tuple(t.shape) for name, t in layout.to_file(shapes).items()}
+        layout, tied = self.layout, self.tied
+        state = {name: tensor for name, tensor in self.state_dict().items() if name not in tied}
+        shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in state.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in layout.to_file(shapes).items()}
+        # What the model holds once may stand in the file under both names.
         copies = dict(layout.copies)
-        for alias, name in self.tied.items():
-            copies[layout.locate(alias).name] = layout.locate(name).name
-        tensors = rename(tensors, layout, {*expected, *copies})
+        copies |= {layout.locate(alias).name: layout.locate(tied[alias]).name for alias in tied}
+        tensors = rename(tensors, layout, {*expected, *copies, *layout.repeats})
         drop_copies(tensors, copies)
+        for repeat, name in layout.repeats.items():
+            if repeat in tensors:
+                tensors.setdefault(name, tensors.pop(repeat))
         in_heads = {layout.locate(name).name for name in state if name.startswith(layout.heads)}
         compare(tensors, expected, in_heads, new_heads, directory)
         present = [name for name in state if layout.locate(name).name in tensors]
         loaded = {**state, **layout.from_file(tensors, present)}
-        loaded |= {alias: loaded[name] for alias, name in self.tied.items()}
-        self.load_state_dict(loaded)
+        self.load_state_dict(loaded | {alias: loaded[name] for alias, name in tied.items()})
 
     def save_pretrained(
         self, path: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
@@ -147,14 +130,15 @@ class PretrainedModel(nn.Module):
         unfit = wanted ^ (set(state) - set(self.tied))
         if unfit:
             raise WeightsError(f"state_dict lacks, or has besides: {', '.join(sorted(unfit))}")
-        kept = {name: state[name].detach().cpu() for name in sorted(wanted)}
+        tensors = self.layout.to_file({n: state[n].detach().cpu() for n in sorted(wanted)})
+        tensors |= {copy: tensors[name].clone() for copy, name in self.layout.repeats.items()}
         raw = self.config_to_file(self.config)
-        raw["dtype"] = str(_common_dtype(kept.values())).removeprefix("torch.")
+        raw["dtype"] = str(_common_dtype(tensors.values())).removeprefix("torch.")
         directory.mkdir(parents=True, exist_ok=True)
         weights = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
         config = directory / f".{CONFIG_FILE}.{os.getpid()}"
         try:
-            save_file(self.layout.to_file(kept), weights, metadata={"format": "pt"})
+            save_file(tensors, weights, metadata={"format": "pt"})
             config.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             os.replace(weights, directory / WEIGHTS_FILE)
             os.replace(config, directory / CONFIG_FILE)
@@ -163,12 +147,7 @@ class PretrainedModel(nn.Module):
             config.unlink(missing_ok=True)
 
 
-def _with_dropout(raw: dict[str, Any], layout: FileLayout, dropout: float) -> dict[str, Any]:
-    keys = layout.settings["dropout"]
-    return raw | dict.fromkeys((keys,) if isinstance(keys, str) else keys, dropout)
-
-
-def find_directory(path: str | os.PathLike[str], revision: str | None = None) -> Path:
+def find_directory(path: str | os.PathLike[str]) -> Path:
     """`path` itself where it is a directory, else the local copy of that model on the hub."""
     directory = Path(path)
     if directory.is_dir():
@@ -181,7 +160,7 @@ def find_directory(path: str | os.PathLike[str], revision: str | None = None) ->
 
     try:
         patterns = ["*.json", "*.safetensors", "*.txt"]
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
     except Exception as error:  # its errors have no common ancestor
         raise WeightsError(
             f"there is no directory {str(path)!r} here, and it could not be fetched from the "
@@ -200,6 +179,70 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def read_settings(raw: Mapping[str, Any], layout: FileLayout) -> dict[str, Any]:
+    """Our config fields from a `config.json`; keys that are absent keep our default."""
+    wanted, kind = layout.model_type, raw.get("model_type")
+    if kind != wanted:
+        raise ConfigError(f"{CONFIG_FILE}: model_type must be {wanted!r}, got {kind!r}")
+    for key, value in layout.fixed.items():
+        if raw.get(key, value) != value:
+            raise ConfigError(f"{CONFIG_FILE}: {key} must be {value!r} here, got {raw[key]!r}")
+    for key in ("quantization_config", "pruned_heads"):
+        if raw.get(key):
+            raise ConfigError(f"{CONFIG_FILE}: {key} is not supported, got {raw[key]!r}")
+    values = {}
+    for name, keys in layout.settings.items():
+        keys = _as_tuple(keys)
+        keys += tuple(alias for alias, key in layout.aliases.items() if key in keys)
+        found = {key: raw[key] for key in keys if raw.get(key) is not None}
+        if not found:
+            continue
+        (key, value), *others = found.items()
+        if any(other != value for _, other in others):
+            listed = ", ".join(f"{key} = {value}" for key, value in found.items())
+            choose = ": choose with from_pretrained(..., dropout=...)" if name == "dropout" else ""
+            raise ConfigError(
+                f"{CONFIG_FILE}: this model has one {name}, the file several ({listed}){choose}"
+            )
+        values[name] = _checked(name, key, value)
+    return values
+
+
+def _checked(name: str, key: str, value: Any) -> Any:
+    """The value that `key` of a `config.json` has for our field `name`, if its type is right."""
+    if name == "activation":
+        if not isinstance(value, str) or value not in ACTIVATION_NAMES:
+            known = ", ".join(ACTIVATION_NAMES)
+            raise ConfigError(f"{CONFIG_FILE}: activation must be one of {known}, got {value!r}")
+        return ACTIVATION_NAMES[value]
+    is_id = name.endswith("_token_id")
+    if is_id and isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if name == "tied":
+        wanted, right = "true or false", isinstance(value, bool)
+    else:
+        wanted = "one whole number" if is_id else "one number"
+        right = isinstance(value, int if is_id else (int, float)) and not isinstance(value, bool)
+    if not right:
+        raise ConfigError(f"{CONFIG_FILE}: {key} must be {wanted}, got {value!r}")
+    return value
+
+
+def write_settings(config: Any, layout: FileLayout) -> dict[str, Any]:
+    """The content of a `config.json` that transformers and `read_settings` understand."""
+    raw: dict[str, Any] = {"architectures": [layout.architecture], "model_type": layout.model_type}
+    for name, keys in layout.settings.items():
+        value = getattr(config, name)
+        if name == "activation":
+            value = next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == value)
+        raw |= dict.fromkeys(_as_tuple(keys), value)
+    return raw | dict(layout.fixed)
+
+
+def _as_tuple(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else keys
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -259,15 +302,14 @@ def rename(tensors: Mapping[str, Tensor], layout: FileLayout, known: set[str]) -
 def drop_copies(tensors: dict[str, Tensor], copies: Mapping[str, str]) -> None:
     """Keep one of each pair that the model shares; two that differ are an error."""
     for copy, name in copies.items():
-        if copy not in tensors:
-            continue
-        tensor = tensors.pop(copy)
-        if name in tensors and not torch.equal(tensor, tensors[name]):
-            raise WeightsError(
-                f"{copy} and {name} differ, but this model shares them "
-                '("tie_word_embeddings": true)'
-            )
-        tensors[name] = tensor
+        if copy in tensors:
+            tensor = tensors.pop(copy)
+            if name in tensors and not torch.equal(tensor, tensors[name]):
+                raise WeightsError(
+                    f"{copy} and {name} differ, but this model shares them "
+                    '("tie_word_embeddings": true)'
+                )
+            tensors[name] = tensor
 
 
 def compare(
@@ -280,23 +322,22 @@ def compare(
     """WeightsError with every missing, extra, misshapen and quantized tensor, or nothing."""
     missing = set(expected) - set(tensors)
     required = missing - heads if new_heads else missing
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    misshapen = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
+    misshapen = {
+        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
+        if name in tensors and tuple(tensors[name].shape) != shape
+    }
     problems = {
-        "missing": sorted(required),
-        "extra": sorted(set(found) - set(expected)),
-        "misshapen": sorted(misshapen),
-        "of a type that is not supported": sorted(
+        "missing": required,
+        "extra": set(tensors) - set(expected),
+        "misshapen": misshapen,
+        "of a type that is not supported": {
             f"{name} {tensor.dtype}"
             for name, tensor in tensors.items()
             if name in expected and tensor.dtype not in DTYPES
-        ),
+        },
     }
-    lines = [f"  {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    lines = [f"  {kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names]
     if required and required <= heads:
         lines.append('  heads="new" initialises the missing ones, which are all parts of heads')
     if lines:

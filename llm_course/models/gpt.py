@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from llm_course.configs import GPTConfig
-from llm_course.models.files import FileLayout, PretrainedModel, Stored, read_settings
+from llm_course.models import layouts
+from llm_course.models.cache import KVCache, LayerCache, with_cache
+from llm_course.models.files import PretrainedModel, read_settings
 from llm_course.models.layers import (
     FeedForward,
-    KVCache,
-    LayerCache,
     MultiHeadAttention,
     causal_mask,
     check_ids,
@@ -27,55 +26,6 @@ from llm_course.models.layers import (
 from llm_course.shapes import Float, Int, Mask
 
 INIT_STD = 0.02
-
-# GPT-2 was published with [in, out] matrices, and with the three of attention side by side.
-LAYOUT = FileLayout(
-    model_type="gpt2",
-    architecture="GPT2LMHeadModel",
-    prefix="transformer.",
-    settings={
-        "vocab_size": "vocab_size",
-        "n_layers": "n_layer",
-        "d_model": "n_embd",
-        "n_heads": "n_head",
-        "d_ff": "n_inner",
-        "n_positions": "n_positions",
-        "activation": "activation_function",
-        "tied": "tie_word_embeddings",
-        "dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-        "norm_eps": "layer_norm_epsilon",
-        "bos_token_id": "bos_token_id",
-        "eos_token_id": "eos_token_id",
-    },
-    aliases={
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "max_position_embeddings": "n_positions",
-    },
-    fixed={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-        "add_cross_attention": False,
-    },
-    names={
-        "token_embedding": "transformer.wte",
-        "position_embedding": "transformer.wpe",
-        "decoder.{}.attn_norm": "transformer.h.{}.ln_1",
-        "decoder.{}.attn.w_q": Stored("transformer.h.{}.attn.c_attn", True, part=0, parts=3),
-        "decoder.{}.attn.w_k": Stored("transformer.h.{}.attn.c_attn", True, part=1, parts=3),
-        "decoder.{}.attn.w_v": Stored("transformer.h.{}.attn.c_attn", True, part=2, parts=3),
-        "decoder.{}.attn.w_o": Stored("transformer.h.{}.attn.c_proj", True),
-        "decoder.{}.ff_norm": "transformer.h.{}.ln_2",
-        "decoder.{}.ff.w_1": Stored("transformer.h.{}.mlp.c_fc", True),
-        "decoder.{}.ff.w_2": Stored("transformer.h.{}.mlp.c_proj", True),
-        "norm": "transformer.ln_f",
-        "lm_head": "lm_head",
-    },
-    heads=("lm_head.",),
-    ignored=(r"\bh\.\d+\.attn\.(masked_)?bias$",),  # the causal mask, as older versions stored it
-)
 
 
 class GPTBlock(nn.Module):
@@ -102,7 +52,7 @@ class GPTBlock(nn.Module):
 class GPT(PretrainedModel):
     """GPT-2 with its output head, which is the token embedding again unless `tied` is false."""
 
-    layout = LAYOUT
+    layout = layouts.GPT
     config_class = GPTConfig
 
     def __init__(self, config: GPTConfig | None = None) -> None:
@@ -132,67 +82,14 @@ class GPT(PretrainedModel):
             else:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
 
-    def reset_to_copying(self) -> None:
-        r"""Start weights with which a small model soon learns to look back and repeat a word.
-
-        With those of the paper, attention must first find what to carry, and only then is it of use
-        to look at the right place. Here each head begins by carrying over what it sees: $W^O$ is
-        the transpose of $W^V$, so that $W^V W^O$ is near a multiple of the identity (after Trockman
-        and Kolter 2023, §3: trained vision models come near a negative one, and begin with such a
-        product to advantage). Matrices are $N(0, 1/\sqrt{D})$, and a
-        word counts more than its position: $N(0, 0.1)$ and $N(0, 0.002)$.
-        """
-        # Deviation: GPT-2 starts from reset_parameters().
-        self.reset_parameters()
-        width = self.config.d_model**-0.5
-        nn.init.normal_(self.token_embedding.weight, std=0.1)
-        nn.init.normal_(self.position_embedding.weight, std=0.002)
-        for block in self.decoder:
-            assert isinstance(block, GPTBlock)
-            for layer in (block.attn.w_q, block.attn.w_k, block.attn.w_v, block.ff.w_1):
-                nn.init.normal_(layer.weight, std=width)
-            nn.init.normal_(block.ff.w_2.weight, std=width / (2 * len(self.decoder)) ** 0.5)
-            block.attn.w_o.weight.data.copy_(block.attn.w_v.weight.mT)
-
     def blocks(self) -> list[nn.Module]:
         """The units to shard or to checkpoint."""
         return list(self.decoder)
 
-    @property
-    def tied(self) -> dict[str, str]:
-        return {"lm_head.weight": "token_embedding.weight"} if self.config.tied else {}
-
-    @classmethod
-    def config_from_file(cls, raw: dict[str, Any]) -> GPTConfig:
-        values = read_settings(raw, cls.layout)
-        for name in ("bos_token_id", "eos_token_id"):
-            # transformers gives the published model's ids to tiny vocabularies too.
-            if values.get(name, 0) >= values.get("vocab_size", GPTConfig.vocab_size):
-                values[name] = None
-        return GPTConfig(**values)
-
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        fixed_shape: bool = False,
-    ) -> KVCache:
-        """An empty cache for `max_length` positions; see `KVCache`."""
-        config, weight = self.config, self.token_embedding.weight
-        check_length(max_length, config.n_positions)
-        return KVCache(
-            config.n_layers,
-            batch_size,
-            config.n_heads,
-            config.d_model // config.n_heads,
-            max_length,
-            device=device or weight.device,
-            dtype=dtype or weight.dtype,
-            fixed_shape=fixed_shape,
-        )
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache for `max_length` positions."""
+        check_length(max_length, self.config.n_positions)
+        return KVCache(self.decoder, batch_size, max_length)
 
     def hidden(
         self,
@@ -205,49 +102,25 @@ class GPT(PretrainedModel):
         """The last hidden states, after the last norm; `forward` puts the head on them."""
         check_ids(input_ids, self.config.vocab_size)
         rows, n_new = input_ids.shape
-        layers: list[LayerCache | None] = [None] * self.config.n_layers
+        start = 0
         if cache is not None:
-            cache.check(rows, self.config.n_layers)
-            layers = [*cache.layers(n_new)]
-        positions = self._positions(input_ids, position_ids, cache)
-        mask = self._mask(input_ids, attention_mask, cache)
-        x = self.dropout(self.token_embedding(input_ids) + positions)
-        for block, layer in zip(self.decoder, layers):
-            x = block(x, mask, layer)
-        if cache is not None:
-            cache.advance(n_new)
-        return self.norm(x)
-
-    def _positions(
-        self, input_ids: Tensor, position_ids: Tensor | None, cache: KVCache | None
-    ) -> Float[Tensor, "... T D"]:
-        """The position embeddings: of `position_ids`, or of what follows the cache."""
-        n_new = input_ids.shape[1]
-        if position_ids is not None:
-            check_ids(position_ids, self.config.n_positions, "position_ids", input_ids.shape)
-            return self.position_embedding(position_ids)
-        if cache is not None and cache.fixed_shape:
-            return self.position_embedding(cache.slots(n_new))
-        start = 0 if cache is None else cache.length
+            cache.check(len(self.decoder), input_ids)
+            start = cache.length
         end = start + n_new
-        check_length(end, self.config.n_positions)
-        return self.position_embedding.weight[start:end]
-
-    def _mask(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
-    ) -> Mask | None:
-        """What each position may attend to; None: all positions up to itself."""
-        rows, n_new = input_ids.shape
-        n_keys = n_new if cache is None else cache.n_keys(n_new)
+        if position_ids is None:
+            check_length(end, self.config.n_positions)
+            positions = self.position_embedding.weight[start:end]
+        else:
+            check_ids(position_ids, self.config.n_positions, "position_ids", input_ids.shape)
+            positions = self.position_embedding(position_ids)
         mask = None
-        if cache is not None and cache.fixed_shape:
-            slots = cache.slots(n_new)
-            mask = torch.arange(n_keys, device=slots.device) <= slots[:, None]
-        elif attention_mask is not None:
-            mask = causal_mask(n_new, n_keys, input_ids.device)
-        if attention_mask is None or mask is None:
-            return mask
-        return mask & padding_mask(attention_mask, rows, n_new, n_keys)
+        if attention_mask is not None:
+            mask = padding_mask(attention_mask, rows, n_new, end)
+            mask = mask & causal_mask(n_new, end, mask.device)
+        x = self.dropout(self.token_embedding(input_ids) + positions)
+        for block, layer in with_cache(self.decoder, cache, n_new):
+            x = block(x, mask, layer)
+        return self.norm(x)
 
     def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of the next token."""
@@ -265,7 +138,7 @@ class GPT(PretrainedModel):
 
         Args:
             attention_mask: [B, S] or [B, T, S], int or bool, 1 = attend. With a cache, S counts
-                the cached positions too; with one of fixed shape, S is its max_length.
+                the cached positions too.
             position_ids: [B, T] or [1, T]; None: 0, 1, 2, …, or those that follow the cache.
             cache: from `new_cache`; `input_ids` are then only the new ids.
 
@@ -278,3 +151,12 @@ class GPT(PretrainedModel):
                 input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache
             )
         )
+
+    @classmethod
+    def config_from_file(cls, raw: dict[str, Any]) -> GPTConfig:
+        values = read_settings(raw, cls.layout)
+        for name in ("bos_token_id", "eos_token_id"):
+            # transformers gives the published model's ids to tiny vocabularies too.
+            if values.get(name, 0) >= values.get("vocab_size", GPTConfig.vocab_size):
+                values[name] = None
+        return GPTConfig(**values)

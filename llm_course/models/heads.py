@@ -14,26 +14,10 @@ from torch import Tensor, nn
 
 from llm_course.configs import BERTConfig, BERTLabelConfig
 from llm_course.errors import ConfigError
-from llm_course.models.bert import INIT_STD, LAYOUT, BERTBody, Pooler
-from llm_course.models.layouts import FileLayout, read_settings, write_settings
+from llm_course.models.bert import INIT_STD, BERTBody, Pooler
+from llm_course.models.files import read_settings, write_settings
+from llm_course.models.layouts import bert_with_head
 from llm_course.shapes import Float, Int
-
-PRETRAINING = r"^cls\."  # the heads of a pretrained file, which these models do not have
-
-
-def _layout(architecture: str, head: str, *, pooler: bool) -> FileLayout:
-    """BERT's layout with one new head; a pooler that is not used is not read."""
-    gone = ("mlm_head", "nsp_head") if pooler else ("mlm_head", "nsp_head", "pooler")
-    names = {name: file for name, file in LAYOUT.names.items() if not name.startswith(gone)}
-    unread = (PRETRAINING,) if pooler else (PRETRAINING, r"^(bert\.)?pooler\.")
-    return replace(
-        LAYOUT,
-        architecture=architecture,
-        names={**names, "head": head},
-        heads=("head.", "pooler."),
-        copies={},
-        ignored=(*LAYOUT.ignored, *unread),
-    )
 
 
 class _Labelled(BERTBody):
@@ -65,7 +49,7 @@ class _Labelled(BERTBody):
 class BERTForSequenceClassification(_Labelled):
     """A class for a text or a pair of texts, from the pooled [CLS] (Figure 4 a, b)."""
 
-    layout = _layout("BertForSequenceClassification", "classifier", pooler=True)
+    layout = bert_with_head("BertForSequenceClassification", "classifier", pooler=True)
 
     def __init__(self, config: BERTLabelConfig) -> None:
         super().__init__(config)
@@ -83,7 +67,7 @@ class BERTForSequenceClassification(_Labelled):
 class BERTForTokenClassification(_Labelled):
     """A class for each token (Figure 4 d)."""
 
-    layout = _layout("BertForTokenClassification", "classifier", pooler=False)
+    layout = bert_with_head("BertForTokenClassification", "classifier", pooler=False)
 
     def __init__(self, config: BERTLabelConfig) -> None:
         super().__init__(config)
@@ -107,7 +91,7 @@ class Span(NamedTuple):
 class BERTForQuestionAnswering(BERTBody):
     """The answer to a question as a stretch of the text (Figure 4 c)."""
 
-    layout = _layout("BertForQuestionAnswering", "qa_outputs", pooler=False)
+    layout = bert_with_head("BertForQuestionAnswering", "qa_outputs", pooler=False)
 
     def __init__(self, config: BERTConfig) -> None:
         super().__init__(config)

@@ -14,29 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm_course.models.cache import EncoderDecoderCache, KVCache, LayerCache
+from llm_course.models.cache import LayerCache
 from llm_course.shapes import Bool, Float, Mask
-
-__all__ = [
-    "ACTIVATION_FUNCTIONS",
-    "EncoderDecoderCache",
-    "FeedForward",
-    "KVCache",
-    "LayerCache",
-    "MultiHeadAttention",
-    "attention",
-    "attention_weights",
-    "causal_mask",
-    "check_ids",
-    "check_length",
-    "combine_masks",
-    "fused_attention",
-    "padding_mask",
-]
-
-# On Hopper GPUs PyTorch prefers cuDNN's attention kernel, whose backward pass gives wrong gradients
-# for some masks (its issues 139298, 150700 and 196678); then a model does not learn, silently.
-torch.backends.cuda.enable_cudnn_sdp(False)
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -105,42 +84,9 @@ def fused_attention(
         mask = combine_masks(causal_mask(n_queries, n_keys, q.device), mask)
     # The newest position alone sees everything. (The kernel would count it as position 0.)
     causal = causal and mask is None and n_queries > 1
-    if _products_are_faster(q, k, v, mask, dropout):
-        mask = causal_mask(n_queries, n_keys, q.device) if causal else mask
-        return _attention_by_products(q, k, v, mask, scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale
     )
-
-
-# A CPU trains in bfloat16 2 to 4 times as fast by plain products as by the fused kernel, whose
-# backward pass does not use the processor's bfloat16 (torch 2.13; T = 64 to 320 and K = 32 or 64).
-PRODUCTS_UP_TO = 2**25  # attention weights, 64 MB: beyond, memory matters more
-
-
-def _products_are_faster(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, dropout: float
-) -> bool:
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dropout:
-        return False
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return False
-    trains = q.requires_grad or k.requires_grad or v.requires_grad
-    if not trains or q[..., 0].numel() * k.shape[-2] > PRODUCTS_UP_TO:
-        return False
-    return mask is None or mask.dtype == torch.bool
-
-
-def _attention_by_products(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | None
-) -> Tensor:
-    """`attention` with the mask added: to fill would keep a copy for the backward pass."""
-    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
-    if mask is None:
-        return torch.softmax(scores, dim=-1) @ v
-    lowest = torch.finfo(q.dtype).min  # finite, so that an empty row is not 0 / 0
-    scores = scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, lowest)
-    return torch.softmax(scores, dim=-1) @ v * mask.any(dim=-1, keepdim=True)
 
 
 class MultiHeadAttention(nn.Module):
@@ -220,18 +166,10 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: Mask | None = None,
         causal: bool = False,
-        keys_values: tuple[Tensor, Tensor] | None = None,
-        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B H T S"]:
-        """The attention weights that `forward` with the same arguments uses, to be looked at.
-
-        With a cache: those of the keys that it already holds, so call this after `forward`.
-        """
+        """The attention weights that `forward` uses where it has no cache, to be looked at."""
         q = self._split(self.w_q(x))
-        if cache is not None:
-            k, _ = cache.read()
-        else:
-            k, _ = keys_values or self.keys_values(x if source is None else source)
+        k, _ = self.keys_values(x if source is None else source)
         if causal:
             mask = combine_masks(causal_mask(q.shape[-2], k.shape[-2], q.device), mask)
         return attention_weights(q, k, mask, self.scale)
@@ -277,35 +215,27 @@ def padding_mask(
             f"attention_mask must have the shape {shapes[0]} or {shapes[1]}, "
             f"got {tuple(attention_mask.shape)}"
         )
-    if attention_mask.dtype != torch.bool:
-        if _may_look_at(attention_mask):
-            low, high = attention_mask.aminmax()
-            if low < 0 or high > 1:
-                value = int(low if low < 0 else high)
-                raise ValueError(f"attention_mask must hold only 0 and 1, got {value}")
-        attention_mask = attention_mask.bool()
+    if attention_mask.dtype != torch.bool and _may_look_at(attention_mask):
+        low, high = attention_mask.aminmax()
+        if low < 0 or high > 1:
+            value = int(low if low < 0 else high)
+            raise ValueError(f"attention_mask must hold only 0 and 1, got {value}")
+    attention_mask = attention_mask.bool()
     return attention_mask[:, None, None] if attention_mask.ndim == 2 else attention_mask[:, None]
 
 
-def combine_masks(*masks: Mask | None) -> Mask | None:
-    """One mask that lets through what all let through; None lets everything through.
+def combine_masks(first: Mask, second: Mask | None) -> Mask:
+    """One mask that lets through what both let through; None lets everything through.
 
     A float mask, which is added to the scores, stays one, with -inf where a bool mask forbids.
     """
-    given = [mask for mask in masks if mask is not None]
-    if not given:
-        return None
-    combined = given[0]
-    for mask in given[1:]:
-        if combined.dtype == mask.dtype == torch.bool:
-            combined = combined & mask
-        elif mask.dtype == torch.bool:
-            combined = combined.masked_fill(~mask, -torch.inf)
-        elif combined.dtype == torch.bool:
-            combined = mask.masked_fill(~combined, -torch.inf)
-        else:
-            combined = combined + mask
-    return combined
+    if second is None:
+        return first
+    if first.dtype == torch.bool:
+        first, second = second, first
+    if second.dtype != torch.bool:
+        return first + second
+    return first & second if first.dtype == torch.bool else first.masked_fill(~second, -torch.inf)
 
 
 def check_ids(

@@ -8,7 +8,6 @@ which the initialisation of $W^Q$ carries instead.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 
 from llm_course.configs import T5Config
 from llm_course.errors import ConfigError
-from llm_course.models.cache import EncoderDecoderCache, LayerCache
-from llm_course.models.encoder_decoder import EncoderDecoder, KeysValues
-from llm_course.models.files import FileLayout, read_settings, write_settings
+from llm_course.models import layouts
+from llm_course.models.cache import KVCache, LayerCache, with_cache
+from llm_course.models.encoder_decoder import EncoderDecoder
+from llm_course.models.files import read_settings, write_settings
 from llm_course.models.layers import (
     ACTIVATION_FUNCTIONS,
     MultiHeadAttention,
@@ -27,73 +27,6 @@ from llm_course.models.layers import (
     padding_mask,
 )
 from llm_course.shapes import Float, Int, Mask
-
-
-def _sublayer(ours: str, theirs: str, module: str, weights: dict[str, str]) -> dict[str, str]:
-    """The names of a sub-layer: its matrices, and the norm in front of it."""
-    names = {f"{ours}.{name}": f"{theirs}.{module}.{file}" for name, file in weights.items()}
-    return {f"{ours}_norm": f"{theirs}.layer_norm", **names}
-
-
-def _names(ff: dict[str, str]) -> dict[str, str]:
-    attn = {"w_q": "q", "w_k": "k", "w_v": "v", "w_o": "o"}
-    encoder, decoder = "encoder.block.{}.layer", "decoder.block.{}.layer"
-    return {
-        "token_embedding": "shared",
-        "encoder_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
-        **_sublayer("encoder.{}.attn", f"{encoder}.0", "SelfAttention", attn),
-        **_sublayer("encoder.{}.ff", f"{encoder}.1", "DenseReluDense", ff),
-        "encoder_norm": "encoder.final_layer_norm",
-        "decoder_bias": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
-        **_sublayer("decoder.{}.attn", f"{decoder}.0", "SelfAttention", attn),
-        **_sublayer("decoder.{}.cross_attn", f"{decoder}.1", "EncDecAttention", attn),
-        **_sublayer("decoder.{}.ff", f"{decoder}.2", "DenseReluDense", ff),
-        "decoder_norm": "decoder.final_layer_norm",
-        "lm_head": "lm_head",
-    }
-
-
-LAYOUT = FileLayout(
-    model_type="t5",
-    architecture="T5ForConditionalGeneration",
-    settings={
-        "vocab_size": "vocab_size",
-        "n_layers": "num_layers",
-        "n_decoder_layers": "num_decoder_layers",
-        "d_model": "d_model",
-        "n_heads": "num_heads",
-        "d_head": "d_kv",
-        "d_ff": "d_ff",
-        "n_buckets": "relative_attention_num_buckets",
-        "max_distance": "relative_attention_max_distance",
-        "tied": "tie_word_embeddings",
-        "dropout": "dropout_rate",
-        "norm_eps": "layer_norm_epsilon",
-        "pad_token_id": "pad_token_id",
-        "eos_token_id": "eos_token_id",
-    },
-    fixed={"is_encoder_decoder": True, "is_decoder": False},
-    names=_names({"w_1": "wi", "w_2": "wo"}),
-    heads=("lm_head.",),
-    copies={
-        "encoder.embed_tokens.weight": "shared.weight",
-        "decoder.embed_tokens.weight": "shared.weight",
-    },
-    # The first files hold a table for cross-attention, which has no relative bias.
-    ignored=(r"EncDecAttention\.relative_attention_bias",),
-)
-GATED_LAYOUT = replace(LAYOUT, names=_names({"w_gate": "wi_0", "w_1": "wi_1", "w_2": "wo"}))
-
-# feed_forward_proj: our activation and gated_ff. We write the first name of a pair.
-FEED_FORWARDS = {
-    "relu": ("relu", False),
-    "gelu": ("gelu", False),
-    "gelu_new": ("gelu_tanh", False),
-    "gated-relu": ("relu", True),
-    "gated-gelu": ("gelu_tanh", True),  # not "gelu": so transformers reads this one name
-    "gated-gelu_new": ("gelu_tanh", True),
-    "gated-gelu_python": ("gelu", True),
-}
 
 FP16_MAX = 64_504.0  # a margin of 1000 below float16's largest number
 
@@ -151,10 +84,10 @@ def decoder_buckets(
 
 
 def relative_positions(
-    n_queries: int, n_keys: int, start: Tensor
+    n_queries: int, n_keys: int, device: torch.device
 ) -> Int[Tensor, " {n_queries}+{n_keys}-1"]:
-    """Every value that key position - query position takes, where the queries begin at `start`."""
-    return torch.arange(1 - n_queries, n_keys, device=start.device) - start
+    """Every value of key position - query position, where the queries are the last of the keys."""
+    return torch.arange(1 - n_keys, n_queries, device=device)
 
 
 def spread(values: Float[Tensor, "N H"], n_keys: int) -> Float[Tensor, "1 H T {n_keys}"]:
@@ -234,28 +167,27 @@ class T5DecoderBlock(nn.Module):
         *,
         mask: Mask,
         source_mask: Mask | None = None,
-        source: KeysValues | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Attend to the encoder's `states`, or to `source`, the keys and values made of them."""
+        """Attend to the encoder's `states`, or to their keys and values where `cache` has them."""
         x = x + self.dropout(self.attn(self.attn_norm(x), mask=mask, cache=cache))
-        query = self.cross_attn_norm(x)
-        attended = self.cross_attn(query, states, mask=source_mask, keys_values=source)
-        x = x + self.dropout(attended)
+        source = None if cache is None else cache.source
+        h = self.cross_attn_norm(x)
+        x = x + self.dropout(self.cross_attn(h, states, mask=source_mask, keys_values=source))
         return x + self.dropout(self.ff(self.ff_norm(x)))
 
 
 class T5(EncoderDecoder):
     """T5 with its output head, Raffel et al. 2020, §2.1; v1.1 as in its published weights."""
 
-    layout = LAYOUT
+    layout = layouts.T5
     config_class = T5Config
 
     def __init__(self, config: T5Config | None = None) -> None:
         super().__init__()
         self.config = config = config or T5Config()
         if config.gated_ff:
-            self.layout = GATED_LAYOUT
+            self.layout = layouts.T5_GATED
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         # One table for all blocks of a stack.
         self.encoder_bias = nn.Embedding(config.n_buckets, config.n_heads)
@@ -298,9 +230,48 @@ class T5(EncoderDecoder):
         self.lm_head.weight.normal_(std=narrow)
         self.token_embedding.weight.normal_(std=1.0)
 
-    @property
-    def tied(self) -> dict[str, str]:
-        return {"lm_head.weight": "token_embedding.weight"} if self.config.tied else {}
+    def encode(
+        self, input_ids: Int[Tensor, "B S"], *, attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """The encoder's states; `attention_mask` is [B, S] or [B, S, S], 1 = attend."""
+        config = self.config
+        check_ids(input_ids, config.vocab_size)
+        rows, n = input_ids.shape
+        padding = None if attention_mask is None else padding_mask(attention_mask, rows, n, n)
+        relative = relative_positions(n, n, input_ids.device)
+        buckets = encoder_buckets(relative, config.n_buckets, config.max_distance)
+        mask = combine_masks(spread(self.encoder_bias(buckets), n), padding)
+        x = self.dropout(self.token_embedding(input_ids))
+        for block in self.encoder:
+            x = block(x, mask)
+        return self.dropout(self.encoder_norm(x))
+
+    def decoder_hidden(
+        self,
+        states: Float[Tensor, "Bs S D"] | None,
+        decoder_input_ids: Int[Tensor, "B T"],
+        *,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The decoder's last hidden states: `decode` without the head."""
+        config, n_new = self.config, decoder_input_ids.shape[1]
+        check_ids(decoder_input_ids, config.vocab_size, "decoder_input_ids")
+        source_mask = self.see_source(states, decoder_input_ids, attention_mask, cache)
+        n_keys = n_new if cache is None else cache.length + n_new
+        relative = relative_positions(n_new, n_keys, decoder_input_ids.device)
+        buckets = decoder_buckets(relative, config.n_buckets, config.max_distance)
+        # The relative bias, and -inf for keys later than the query.
+        bias = self.decoder_bias(buckets).masked_fill((relative > 0)[:, None], -torch.inf)
+        mask = spread(bias, n_keys)
+        x = self.dropout(self.token_embedding(decoder_input_ids))
+        for block, layer in with_cache(self.decoder, cache, n_new):
+            x = block(x, states, mask=mask, source_mask=source_mask, cache=layer)
+        return self.dropout(self.decoder_norm(x))
+
+    def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        r"""Logits; a tied head scales by $1/\sqrt{d_{model}}$: embeddings have the variance 1."""
+        return self.lm_head(x * self.config.d_model**-0.5 if self.config.tied else x)
 
     @classmethod
     def config_from_file(cls, raw: dict[str, Any]) -> T5Config:
@@ -308,10 +279,10 @@ class T5(EncoderDecoder):
         values = read_settings(raw, cls.layout)
         values.setdefault("n_decoder_layers", values.get("n_layers", T5Config.n_layers))
         kind = raw.get("feed_forward_proj", "relu")
-        if not isinstance(kind, str) or kind not in FEED_FORWARDS:
-            known = ", ".join(FEED_FORWARDS)
+        if not isinstance(kind, str) or kind not in layouts.T5_FEED_FORWARDS:
+            known = ", ".join(layouts.T5_FEED_FORWARDS)
             raise ConfigError(f"config.json: feed_forward_proj must be in {known}; got {kind!r}")
-        values["activation"], values["gated_ff"] = FEED_FORWARDS[kind]
+        values["activation"], values["gated_ff"] = layouts.T5_FEED_FORWARDS[kind]
         # transformers 5 always writes "tied"; of version 1.1 only the other flag is left there.
         tied = values.get("tied", True)
         scaled = raw.get("scale_decoder_outputs", tied)
@@ -330,71 +301,8 @@ class T5(EncoderDecoder):
 
     @classmethod
     def config_to_file(cls, config: T5Config) -> dict[str, Any]:
-        kinds = {kind: name for name, kind in reversed(FEED_FORWARDS.items())}
+        kinds = {kind: name for name, kind in reversed(layouts.T5_FEED_FORWARDS.items())}
         return write_settings(config, cls.layout) | {
             "feed_forward_proj": kinds[config.activation, config.gated_ff],
             "decoder_start_token_id": config.pad_token_id,
         }
-
-    @classmethod
-    def tensors_from_file(
-        cls, tensors: dict[str, Tensor], raw: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """A 1.1 model that transformers 5 made has one matrix in both places, written once."""
-        unscaled = raw.get("scale_decoder_outputs") is False and raw.get("tie_word_embeddings")
-        if unscaled and "lm_head.weight" not in tensors and "shared.weight" in tensors:
-            return {**tensors, "lm_head.weight": tensors["shared.weight"]}
-        return tensors
-
-    def encode(
-        self, input_ids: Int[Tensor, "B S"], *, attention_mask: Tensor | None = None
-    ) -> Float[Tensor, "B S D"]:
-        """The encoder's states; `attention_mask` is [B, S] or [B, S, S], 1 = attend."""
-        config = self.config
-        check_ids(input_ids, config.vocab_size)
-        rows, n = input_ids.shape
-        padding = None if attention_mask is None else padding_mask(attention_mask, rows, n, n)
-        relative = relative_positions(n, n, input_ids.new_zeros(()))
-        buckets = encoder_buckets(relative, config.n_buckets, config.max_distance)
-        mask = combine_masks(spread(self.encoder_bias(buckets), n), padding)
-        x = self.dropout(self.token_embedding(input_ids))
-        for block in self.encoder:
-            x = block(x, mask)
-        return self.dropout(self.encoder_norm(x))
-
-    def _decoder_mask(self, n_queries: int, n_keys: int, start: Tensor) -> Mask:
-        """The decoder's relative bias, and -inf for keys later than the query."""
-        relative = relative_positions(n_queries, n_keys, start)
-        buckets = decoder_buckets(relative, self.config.n_buckets, self.config.max_distance)
-        values = self.decoder_bias(buckets).masked_fill((relative > 0)[:, None], -torch.inf)
-        return spread(values, n_keys)
-
-    def decoder_hidden(
-        self,
-        states: Float[Tensor, "Bs S D"] | None,
-        decoder_input_ids: Int[Tensor, "B T"],
-        *,
-        attention_mask: Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """The decoder's last hidden states: `decode` without the head."""
-        check_ids(decoder_input_ids, self.config.vocab_size, "decoder_input_ids")
-        n_new = decoder_input_ids.shape[1]
-        sources, source_mask = self.cross_source(states, decoder_input_ids, attention_mask, cache)
-        layers: list[LayerCache | None] = [None] * len(self.decoder)
-        start, n_keys = decoder_input_ids.new_zeros(()), n_new
-        if cache is not None:
-            slots = cache.slots(n_new)
-            layers = [cache.layer(i, slots) for i in range(len(layers))]
-            start, n_keys = cache.position, cache.n_keys(n_new)
-        mask = self._decoder_mask(n_new, n_keys, start)
-        x = self.dropout(self.token_embedding(decoder_input_ids))
-        for block, source, layer in zip(self.decoder, sources, layers):
-            x = block(x, states, mask=mask, source_mask=source_mask, source=source, cache=layer)
-        if cache is not None:
-            cache.advance(n_new)
-        return self.dropout(self.decoder_norm(x))
-
-    def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        r"""Logits; a tied head scales by $1/\sqrt{d_{model}}$: embeddings have the variance 1."""
-        return self.lm_head(x * self.config.d_model**-0.5 if self.config.tied else x)

@@ -7,16 +7,16 @@ the projections of attention have no biases and the feed-forward layers have.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm_course.configs import TransformerConfig
-from llm_course.models.cache import EncoderDecoderCache, LayerCache
-from llm_course.models.encoder_decoder import EncoderDecoder, KeysValues
-from llm_course.models.files import FileLayout, read_settings
+from llm_course.models import layouts
+from llm_course.models.cache import KVCache, LayerCache, with_cache
+from llm_course.models.encoder_decoder import EncoderDecoder
+from llm_course.models.files import read_settings
 from llm_course.models.layers import (
     FeedForward,
     MultiHeadAttention,
@@ -26,26 +26,6 @@ from llm_course.models.layers import (
 )
 from llm_course.shapes import Float, Int, Mask
 
-ATTENTION = ("w_q", "w_k", "w_v", "w_o")
-FEED_FORWARD = ("w_1", "w_2")
-SUBLAYERS = {"attn": ATTENTION, "cross_attn": ATTENTION, "ff": FEED_FORWARD}
-MODULES = [
-    "token_embedding",
-    *(f"encoder.{{}}.{sub}.{w}" for sub in ("attn", "ff") for w in SUBLAYERS[sub]),
-    *(f"decoder.{{}}.{sub}.{w}" for sub in SUBLAYERS for w in SUBLAYERS[sub]),
-    *(f"encoder.{{}}.{sub}_norm" for sub in ("attn", "ff")),
-    *(f"decoder.{{}}.{sub}_norm" for sub in SUBLAYERS),
-    "lm_head",
-]
-
-# No one else has published this layout: its names are ours.
-LAYOUT = FileLayout(
-    model_type="llm_course_transformer",
-    architecture="Transformer",
-    settings={field.name: field.name for field in fields(TransformerConfig)},
-    names={name: name for name in MODULES},
-    heads=("lm_head.",),
-)
 # What a config.json says besides the settings.
 OTHER_KEYS = ("architectures", "dtype", "model_type", "transformers_version")
 
@@ -98,17 +78,12 @@ class TransformerDecoderBlock(nn.Module):
         x: Float[Tensor, "B T D"],
         states: Float[Tensor, "Bs S D"] | None,
         *,
-        mask: Mask | None = None,
         source_mask: Mask | None = None,
-        source: KeysValues | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Attend to the encoder's `states`, or to `source`, the keys and values made of them.
-
-        No position sees a later one; `mask` says so only where `cache` has a fixed shape.
-        """
-        attended = self.attn(x, mask=mask, causal=mask is None, cache=cache)
-        x = self.attn_norm(x + self.dropout(attended))
+        """Attend to the encoder's `states`, or to their keys and values where `cache` has them."""
+        x = self.attn_norm(x + self.dropout(self.attn(x, causal=True, cache=cache)))
+        source = None if cache is None else cache.source
         attended = self.cross_attn(x, states, mask=source_mask, keys_values=source)
         x = self.cross_attn_norm(x + self.dropout(attended))
         return self.ff_norm(x + self.dropout(self.ff(x)))
@@ -121,7 +96,7 @@ class Transformer(EncoderDecoder):
     it: after each sub-layer and on the sums of embeddings and positions.
     """
 
-    layout = LAYOUT
+    layout = layouts.TRANSFORMER
     config_class = TransformerConfig
 
     def __init__(self, config: TransformerConfig | None = None) -> None:
@@ -159,35 +134,17 @@ class Transformer(EncoderDecoder):
         for weight in (self.lm_head.weight, self.token_embedding.weight):
             nn.init.normal_(weight, std=self.config.d_model**-0.5)
 
-    @property
-    def tied(self) -> dict[str, str]:
-        return {"lm_head.weight": "token_embedding.weight"} if self.config.tied else {}
-
-    @classmethod
-    def config_from_file(cls, raw: dict[str, Any]) -> TransformerConfig:
-        unknown = {key: raw[key] for key in raw if key not in (*cls.layout.settings, *OTHER_KEYS)}
-        return TransformerConfig.from_dict(read_settings(raw, cls.layout) | unknown)
-
-    def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        fixed_shape: bool = False,
-    ) -> EncoderDecoderCache:
-        """An empty cache for `max_length` positions of the decoder; see `KVCache`."""
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache for `max_length` positions of the decoder."""
         check_length(max_length, self.config.n_positions)
-        return super().new_cache(batch_size, max_length, device, dtype, fixed_shape=fixed_shape)
+        return super().new_cache(batch_size, max_length)
 
-    def _embed(
-        self, ids: Int[Tensor, "B T"], positions: Int[Tensor, " T"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        r"""$\sqrt{d_{model}}\,E_{w} + PE_{pos}$ (§3.4, §3.5); positions count from 0 if None."""
-        table = self.position_table
-        table = table[: ids.shape[1]] if positions is None else table[positions]
-        return self.dropout(self.token_embedding(ids) * self.config.d_model**0.5 + table)
+    def _embed(self, ids: Int[Tensor, "B T"], start: int = 0) -> Float[Tensor, "B T D"]:
+        r"""$\sqrt{d_{model}}\,E_{w} + PE_{pos}$ (§3.4, §3.5), positions from `start` on."""
+        end = start + ids.shape[1]
+        check_length(end, self.config.n_positions)
+        scaled = self.token_embedding(ids) * self.config.d_model**0.5
+        return self.dropout(scaled + self.position_table[start:end])
 
     def encode(
         self, input_ids: Int[Tensor, "B S"], *, attention_mask: Tensor | None = None
@@ -195,7 +152,6 @@ class Transformer(EncoderDecoder):
         """The encoder's states; `attention_mask` is [B, S] or [B, S, S], 1 = attend."""
         check_ids(input_ids, self.config.vocab_size)
         rows, n = input_ids.shape
-        check_length(n, self.config.n_positions)
         mask = None if attention_mask is None else padding_mask(attention_mask, rows, n, n)
         x = self._embed(input_ids)
         for block in self.encoder:
@@ -208,28 +164,18 @@ class Transformer(EncoderDecoder):
         decoder_input_ids: Int[Tensor, "B T"],
         *,
         attention_mask: Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The decoder's last hidden states: `decode` without the head."""
         check_ids(decoder_input_ids, self.config.vocab_size, "decoder_input_ids")
         n_new = decoder_input_ids.shape[1]
-        sources, source_mask = self.cross_source(states, decoder_input_ids, attention_mask, cache)
-        layers: list[LayerCache | None] = [None] * len(self.decoder)
-        mask = slots = None
-        if cache is None:
-            check_length(n_new, self.config.n_positions)
-        else:
-            slots = cache.slots(n_new)
-            layers = [cache.layer(i, slots) for i in range(len(layers))]
-            if cache.fixed_shape:
-                mask = torch.arange(cache.max_length, device=slots.device) <= slots[:, None]
-        x = self._embed(decoder_input_ids, slots)
-        for block, source, layer in zip(self.decoder, sources, layers):
-            x = block(x, states, mask=mask, source_mask=source_mask, source=source, cache=layer)
-        if cache is not None:
-            cache.advance(n_new)
+        source_mask = self.see_source(states, decoder_input_ids, attention_mask, cache)
+        x = self._embed(decoder_input_ids, 0 if cache is None else cache.length)
+        for block, layer in with_cache(self.decoder, cache, n_new):
+            x = block(x, states, source_mask=source_mask, cache=layer)
         return x
 
-    def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Logits: a linear map without a bias; tied, its rows are the embeddings (§3.4)."""
-        return self.lm_head(x)
+    @classmethod
+    def config_from_file(cls, raw: dict[str, Any]) -> TransformerConfig:
+        unknown = {key: raw[key] for key in raw if key not in (*cls.layout.settings, *OTHER_KEYS)}
+        return TransformerConfig.from_dict(read_settings(raw, cls.layout) | unknown)

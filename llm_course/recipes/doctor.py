@@ -9,6 +9,11 @@ import platform
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "datasets", "tyro", "transformers")
 
 
+def doctor_command() -> None:
+    """What the command line does."""
+    print(report())
+
+
 def report() -> str:
     """Versions, processor, GPU, precision and preset, as lines of text."""
     import torch

@@ -19,13 +19,13 @@ from llm_course.batches.labelled import (
     answer_loss_fn,
     classification_loss_fn,
 )
-from llm_course.configs import TrainConfig
+from llm_course.configs import FineTuneConfig, TrainConfig
 from llm_course.data.examples import HeldOut, Splits, check_splits, held_out_hash
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
 from llm_course.models.files import find_directory, read_json
 from llm_course.models.heads import new_head, train_last_blocks
-from llm_course.presets import FineTunePreset, finetune_preset
+from llm_course.presets import Preset, find_preset
 from llm_course.recipes.predictor import (
     EVALUATION_ROWS,
     FORMS,
@@ -125,85 +125,50 @@ def prepare_finetune(
     *,
     checkpoint: str | Path,
     train_config: TrainConfig | None = None,
-    epochs: int | None = None,
-    warmup_steps: int | None = None,
-    context: int | None = None,
-    batch_size: int | None = None,
-    train_blocks: int | None = None,
-    from_scratch: bool = False,
-    keep_best: bool = False,
-    dropout: float | None = None,
-    stride: int | None = None,
-    longest_answer: int = 30,
     out: str | Path | None = None,
+    **settings: Any,
 ) -> FineTuneRun:
     """Read the checkpoint, give it the head of the task, and make rows of the examples.
 
     Args:
         task: classify (a text), pair (two texts), tag (words) or qa (answers in a text).
-        splits: `corpus.labelled.town_splits`, or what `read_examples` read.
+        splits: `data.examples.town_splits`, or what `read_examples` read.
         checkpoint: a directory with a BERT and its tokenizer, or a hub id.
-        train_config: None: the preset that suits the size of the model.
-        epochs: sets the number of updates, of which `warmup_steps` (None: a tenth) warm up; None:
-            those of train_config, or of the preset.
-        context: tokens in a row; the end of a longer text is cut (see `.encoded`), for qa it goes
-            to further windows, which overlap by `stride` tokens (None: a quarter of the row).
-        train_blocks: None: everything is trained; 0: only the new head, BERT is frozen (B5);
-            k: also the last k blocks.
-        from_scratch: the same model with fresh weights, to see what pretraining is worth.
-        keep_best: evaluate after each epoch, and end with the weights of the lowest loss.
-        dropout: None: that of the preset, for published models that of the checkpoint.
+        train_config: None: the preset that suits the size of the model, and its epochs.
+        settings: fields of `FineTuneConfig`: how many epochs, what is trained, how rows are made.
 
     One seed, `train_config.seed`, decides the new weights, the order of the batches and dropout.
     Raises `ConfigError`, `DataError` (see `check_splits`), `WeightsError`.
     """
     labels = check_splits(task, splits)
-    if dropout is not None and not 0 <= dropout <= 1:
-        raise ConfigError(f"dropout must be at least 0.0 and at most 1.0, got {dropout}")
     directory = find_directory(checkpoint)
     preset = preset_for(directory)
-    seed = 0 if train_config is None else train_config.seed
-    dropout = preset.dropout if dropout is None else dropout
-    model = _model(task, directory, labels, dropout, from_scratch=from_scratch, seed=seed)
-    train_last_blocks(model, len(model.blocks()) if train_blocks is None else train_blocks)
-    if context is None:
-        context = min(preset.context, model.config.n_positions)
-    settings = TaskSettings(
-        task=task,
-        context=context,
-        stride=_stride(task, context, stride),
-        longest_answer=longest_answer,
-    )
-    predictor = Predictor(model, _tokenizer(directory, model.config), settings)
+    chosen = dataclasses.replace(preset.data, **settings)
+    config = train_config or _train_config(preset, chosen)
+    predictor = _predictor(task, directory, labels, chosen, config.seed)
     encoded = {
         "train": predictor.encode(splits.train, labelled=True),
         "dev": predictor.encode(splits.dev, labelled=True),
     }
-    rows = preset.batch_size if batch_size is None else batch_size
-    batches = _batches(predictor, encoded["train"], rows, seed, held_out=held_out_hash(splits))
-    per_epoch = batches.batches_per_epoch
-    config = train_config or _train_config(preset, train_blocks)
-    if epochs is not None or train_config is None:
-        config = _for_epochs(config, preset, epochs, warmup_steps, per_epoch)
-    if keep_best:
-        config = _keeping_best(config, per_epoch)
-    test = splits.test if isinstance(splits.test, HeldOut) else HeldOut(splits.test)
+    batches = _batches(predictor, encoded["train"], chosen.batch_size, config.seed, splits)
+    if train_config is None or "epochs" in settings:
+        config = _for_epochs(config, chosen, batches.batches_per_epoch)
+    if chosen.keep_best:
+        config = _keeping_best(config, batches.batches_per_epoch)
     return FineTuneRun(
         predictor=predictor,
         batches=batches,
         dev=splits.dev,
-        dev_batches=LabelledEvaluation(
-            _with_a_label(encoded["dev"]), context, EVALUATION_ROWS, pad_id=predictor.pad_id
-        ),
-        test=test,
+        dev_batches=_dev_batches(predictor, encoded["dev"]),
+        test=splits.test if isinstance(splits.test, HeldOut) else HeldOut(splits.test),
         train_config=config,
         out=None if out is None else Path(out),
         encoded=encoded,
     )
 
 
-def preset_for(checkpoint: str | Path) -> FineTunePreset:
-    """The preset that suits the size of a checkpoint, from its config.json."""
+def preset_for(checkpoint: str | Path) -> Preset[None, FineTuneConfig]:
+    """The preset that suits the size and the positions of a checkpoint, from its config.json."""
     directory = find_directory(checkpoint)
     kind = model_type(directory)
     if kind != "bert":
@@ -211,7 +176,9 @@ def preset_for(checkpoint: str | Path) -> FineTunePreset:
     config = FORMS["qa"].config_from_file(_raw(directory, None))
     layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
     size = config.vocab_size * config.d_model + config.n_layers * layer
-    return finetune_preset("small" if size <= SMALL else "published")
+    preset = find_preset("finetune", "small" if size <= SMALL else "published")
+    context = min(preset.data.context, config.n_positions)
+    return dataclasses.replace(preset, data=dataclasses.replace(preset.data, context=context))
 
 
 def _raw(directory: Path, dropout: float | None) -> dict[str, Any]:
@@ -222,29 +189,30 @@ def _raw(directory: Path, dropout: float | None) -> dict[str, Any]:
     return raw
 
 
-def _model(
-    task: str,
-    directory: Path,
-    labels: tuple[str, ...],
-    dropout: float | None,
-    *,
-    from_scratch: bool,
-    seed: int,
-) -> Any:
+def _predictor(
+    task: str, directory: Path, labels: tuple[str, ...], chosen: FineTuneConfig, seed: int
+) -> Predictor:
+    """The checkpoint with a new head, and with as many blocks to train as were chosen."""
     form = FORMS[task]
     torch.manual_seed(seed)
-    if from_scratch:
-        model = form(form.config_from_file(_raw(directory, dropout)))
+    if chosen.from_scratch:
+        model = form(form.config_from_file(_raw(directory, chosen.dropout)))
     else:
-        model = form.from_pretrained(directory, heads="new", dtype=torch.float32, dropout=dropout)
+        model = form.from_pretrained(
+            directory, heads="new", dtype=torch.float32, dropout=chosen.dropout
+        )
     new_head(model, labels)
-    return model
-
-
-def _tokenizer(directory: Path, config: Any) -> Tokenizer:
+    blocks = len(model.blocks()) if chosen.train_blocks is None else chosen.train_blocks
+    train_last_blocks(model, blocks)
+    settings = TaskSettings(
+        task=task,
+        context=chosen.context,
+        stride=_stride(task, chosen.context, chosen.stride),
+        longest_answer=chosen.longest_answer,
+    )
     tokenizer = Tokenizer.load(directory)
-    tokenizer.check_fits(config, padded=True)
-    return tokenizer
+    tokenizer.check_fits(model.config, padded=True)
+    return Predictor(model, tokenizer, settings)
 
 
 def _with_a_label(encoded: Encoded) -> list[Any]:
@@ -269,7 +237,7 @@ def _stride(task: str, context: int, stride: int | None) -> int:
 
 
 def _batches(
-    predictor: Predictor, encoded: Encoded, batch_size: int, seed: int, *, held_out: str
+    predictor: Predictor, encoded: Encoded, batch_size: int, seed: int, splits: Splits
 ) -> LabelledBatches:
     rows = _with_a_label(encoded)
     return LabelledBatches(
@@ -279,27 +247,28 @@ def _batches(
         pad_id=predictor.pad_id,
         seed=seed,
         vocab_size=predictor.model.config.vocab_size,
-        held_out=held_out,
+        held_out=held_out_hash(splits),
     )
 
 
-def _train_config(preset: FineTunePreset, train_blocks: int | None) -> TrainConfig:
-    lr = preset.frozen_lr if train_blocks == 0 else preset.train.lr
+def _dev_batches(predictor: Predictor, encoded: Encoded) -> LabelledEvaluation:
+    return LabelledEvaluation(
+        _with_a_label(encoded),
+        predictor.settings.context,
+        EVALUATION_ROWS,
+        pad_id=predictor.pad_id,
+    )
+
+
+def _train_config(preset: Preset[None, FineTuneConfig], chosen: FineTuneConfig) -> TrainConfig:
+    lr = chosen.frozen_lr if chosen.train_blocks == 0 else preset.train.lr
     return dataclasses.replace(preset.train, lr=lr)
 
 
-def _for_epochs(
-    config: TrainConfig,
-    preset: FineTunePreset,
-    epochs: int | None,
-    warmup_steps: int | None,
-    per_epoch: int,
-) -> TrainConfig:
-    """The settings with the number of updates that the epochs make."""
-    steps = (preset.epochs if epochs is None else epochs) * per_epoch
-    if steps < 1:
-        raise ConfigError(f"epochs must be at least 1, got {epochs}")
-    warmup = int(preset.warmup * steps) if warmup_steps is None else warmup_steps
+def _for_epochs(config: TrainConfig, chosen: FineTuneConfig, per_epoch: int) -> TrainConfig:
+    """The settings with the number of updates that the epochs make; a tenth of them warms up."""
+    steps = chosen.epochs * per_epoch
+    warmup = steps // 10 if chosen.warmup_steps is None else chosen.warmup_steps
     return dataclasses.replace(config, max_steps=steps, warmup_steps=warmup)
 
 

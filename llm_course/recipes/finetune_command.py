@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_course.configs import TrainConfig
+from llm_course.configs import FineTuneConfig, TrainConfig
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import Splits, labels_of, split_off, town_splits
 from llm_course.errors import ConfigError
@@ -24,12 +24,6 @@ from llm_course.training.devices import choose_device, choose_precision
 from llm_course.training.run_directory import check_out, write_summary
 
 CHECKPOINT = "runs/bert/model"  # the default of the command line
-
-# Options of the command line that are fields of TrainConfig.
-TRAINING = (
-    *("accumulation", "lr", "schedule", "weight_decay", "clip_norm", "precision", "device"),
-    *("eval_every", "save_every", "seed"),
-)
 
 
 def read_splits(
@@ -88,53 +82,59 @@ def _check_different(*groups: tuple[str, ...]) -> None:
         seen.add(path)
 
 
-def training_of(checkpoint: str, options: dict[str, Any], *, frozen: bool) -> TrainConfig:
-    """The preset's settings with the options that were given; epochs may set the updates anew."""
-    preset = preset_for(checkpoint)
-    given = {k: v for k, v in options.items() if k in TRAINING and v is not None}
-    if frozen:
-        given.setdefault("lr", preset.frozen_lr)
-    steps, warmup = options["max_steps"], options["warmup_steps"]
-    if steps is not None:
-        warmup = int(preset.warmup * steps) if warmup is None else warmup
-        given |= {"max_steps": steps, "warmup_steps": warmup}
-    return dataclasses.replace(preset.train, **given)
+def finetune_command(
+    *,
+    task: str,
+    checkpoint: str,
+    out: str,
+    resume: bool,
+    options: dict[str, Any],
+    **data: Any,
+) -> None:
+    """What the command line does: read, train with a progress bar, score, write the summary.
 
-
-def finetune_command(*, task: str, checkpoint: str, out: str, resume: bool, **options: Any) -> None:
-    """What the command line does: read, train with a progress bar, score, write the summary."""
+    `data` says where the examples are from (see `read_splits`), `options` are the settings that
+    were given.
+    """
     say = partial(print, file=sys.stderr)
     directory = Path(out)
     _check_options(checkpoint, options)
-    check_out(directory, resume)
-    config = training_of(checkpoint, options, frozen=options["train_blocks"] == 0)
-    if options["max_steps"] is None and options["epochs"] is None:
-        options["epochs"] = preset_for(checkpoint).epochs
-    splits, said = read_splits(
-        task,
-        **{name: tuple(options.pop(name)) for name in ("data_files", "dev_files", "test_files")},
-        columns=Columns(**{n: options.pop(f"{n}_column") for n in ("text", "pair", "label")}),
-        examples=options.pop("examples"),
-        dev_share=options.pop("dev_share"),
-        seed=options["seed"],
-    )
+    check_out(directory, resume, options.get("tensorboard", False))
+    config, settings = _chosen(checkpoint, options)
+    columns = Columns(**{name: data.pop(f"{name}_column") for name in ("text", "pair", "label")})
+    splits, said = read_splits(task, columns=columns, seed=config.seed, **data)
     say(f"data: {said}")
-    rest = {k: v for k, v in options.items() if k not in (*TRAINING, "max_steps")}
     run = prepare_finetune(
-        task, splits, checkpoint=checkpoint, train_config=config, out=directory, **rest
+        task, splits, checkpoint=checkpoint, train_config=config, out=directory, **settings
     )
     _describe(run, say)
     _train_and_score(run, directory, resume, say)
 
 
+def _chosen(checkpoint: str, options: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """The preset's training and settings with the options that were given."""
+    preset = preset_for(checkpoint)
+    names = {each.name for each in dataclasses.fields(FineTuneConfig)}
+    settings = {name: value for name, value in options.items() if name in names}
+    training = {name: value for name, value in options.items() if name not in names}
+    if settings.get("train_blocks") == 0:
+        training.setdefault("lr", settings.get("frozen_lr", preset.data.frozen_lr))
+    if steps := options.get("max_steps"):
+        training["warmup_steps"] = settings.pop("warmup_steps", steps // 10)
+    else:
+        settings.setdefault("epochs", preset.data.epochs)
+    return dataclasses.replace(preset.train, **training), settings
+
+
 def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
     """What can be refused before any work."""
-    epochs, max_steps = options["epochs"], options["max_steps"]
-    if epochs is not None and max_steps is not None:
+    if "epochs" in options and "max_steps" in options:
+        epochs, max_steps = options["epochs"], options["max_steps"]
         raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("finetune runs in one process: start it without torchrun")
-    choose_precision(choose_device(options["device"] or "auto"), options["precision"] or "auto")
+    device = choose_device(options.get("device", "auto"))
+    choose_precision(device, options.get("precision", "auto"))
     if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
         raise ConfigError(
             f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "

@@ -27,13 +27,12 @@ from llm_course.data.examples import KINDS, check_task, example_place
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
 from llm_course.losses.masked import INPUTS
-from llm_course.models.files import read_json
+from llm_course.models.files import CONFIG_FILE, read_json
 from llm_course.models.heads import (
     BERTForQuestionAnswering,
     BERTForSequenceClassification,
     BERTForTokenClassification,
 )
-from llm_course.models.layouts import CONFIG_FILE
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.evaluate import evaluating, to_device
 from llm_course.training.scores import accuracy, answer_scores, entities, entity_scores, macro_f1

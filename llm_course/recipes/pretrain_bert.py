@@ -17,15 +17,15 @@ from llm_course.batches.sentence_pairs import (
     SentencePairBatches,
     SentencePairEvaluation,
 )
-from llm_course.configs import BERTConfig, DataConfig, TrainConfig
-from llm_course.data import sources
+from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
+from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
 from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
 from llm_course.losses.masked import INPUTS, bert_loss_fn
 from llm_course.models.bert import BERT
-from llm_course.presets import bert_preset
-from llm_course.recipes.pretrain_gpt import apply_options, pretrain_command, whole_model
+from llm_course.presets import find_preset
+from llm_course.recipes.pretrain_gpt import pretrain_command, whole_model
 from llm_course.recipes.texts import (
     EVALUATION_ROWS,
     TOKENIZER_DOCUMENTS,
@@ -123,13 +123,11 @@ def _pair_logits(model: BERT, first: Tensor) -> Tensor:
 
 def prepare_bert(
     model: BERTConfig,
-    data: DataConfig,
+    data: BERTDataConfig,
     train_config: TrainConfig,
     *,
     out: Path | None = None,
     tokenizer: Tokenizer | None = None,
-    next_sentence: bool = True,
-    whole_words: bool = False,
 ) -> BERTRun:
     """Data, tokenizer and a fresh model whose vocabulary is the tokenizer's.
 
@@ -140,30 +138,28 @@ def prepare_bert(
         raise ConfigError(
             f"context must be at most n_positions = {model.n_positions}, got {data.context}"
         )
-    prepared = prepare(data, tokenizer, next_sentence=next_sentence, whole_words=whole_words)
+    prepared = prepare(data, tokenizer)
     tokens = prepared.tokenizer
     pad_id = prepared.masking.pad_id
     config = dataclasses.replace(model, vocab_size=len(tokens), pad_token_id=pad_id)
     torch.manual_seed(train_config.seed)
     network = BERT(config)
-    network.reset_to_neighbours()
+    from llm_lab.starts import neighbours  # of the course, not of the paper: see .importlinter
+
+    neighbours(network)
     return BERTRun(model=network, data=prepared, train_config=train_config, out=out)
 
 
-def prepare(
-    config: DataConfig, tokenizer: Tokenizer | None, *, next_sentence: bool, whole_words: bool
-) -> BERTData:
+def prepare(config: BERTDataConfig, tokenizer: Tokenizer | None) -> BERTData:
     """Read or generate the documents, train WordPiece unless a tokenizer is given, make batches."""
     check_files(config)
     if tokenizer is None:
-        if config.tokenizer != "wordpiece":
-            raise ConfigError(f"BERT's tokenizer must be 'wordpiece', got {config.tokenizer!r}")
         check_vocab_size(config.tokenizer, config.vocab_size)
     training, held_out = _documents(config)
     if tokenizer is None:
         texts = (" ".join(document) for document in training[:TOKENIZER_DOCUMENTS])
         tokenizer = train_tokenizer(config, texts, None)
-    masking = masking_of(tokenizer, whole_words=whole_words)
+    masking = masking_of(tokenizer, whole_words=config.whole_words)
     return BERTData(
         tokenizer=tokenizer,
         masking=masking,
@@ -173,14 +169,14 @@ def prepare(
             config.batch_size,
             masking,
             seed=config.seed,
-            next_sentence=next_sentence,
+            next_sentence=config.next_sentence,
         ),
         validation=SentencePairEvaluation(
             encoded(tokenizer, held_out),
             config.context,
             EVALUATION_ROWS,
             masking,
-            next_sentence=next_sentence,
+            next_sentence=config.next_sentence,
         ),
     )
 
@@ -206,7 +202,7 @@ def encoded(tokenizer: Tokenizer, documents: Sequence[Sequence[str]]) -> list[li
     return [[next(sentences) for _ in document] for document in documents]
 
 
-def _documents(config: DataConfig) -> tuple[Sentences, Sentences]:
+def _documents(config: BERTDataConfig) -> tuple[Sentences, Sentences]:
     """Training and validation documents, in sentences."""
     if config.data == "town":
         stories = generate_documents(config.documents, config.seed, "train")
@@ -214,35 +210,19 @@ def _documents(config: DataConfig) -> tuple[Sentences, Sentences]:
         return [list(d.sentences) for d in stories], [list(d.sentences) for d in others]
     if config.data == "hub":
         assert config.dataset is not None  # DataConfig has seen to it
-        texts = list(sources.load_hub(config.dataset, column=config.column))
+        texts = corpora.load_hub(config.dataset, column=config.column)
     elif is_plain_text(config.data_files):
-        texts = list(sources.read_documents(config.data_files, document="paragraph"))
+        texts = corpora.read_documents(config.data_files, document="paragraph")
     else:
-        texts = list(sources.read_documents(config.data_files, column=config.column))
-    training, held_out = sources.split_documents(texts, config.validation, config.seed)
+        texts = corpora.read_documents(config.data_files, column=config.column)
+    training, held_out = corpora.split_documents(texts, config.validation, config.seed)
     return [split_sentences(t) for t in training], [split_sentences(t) for t in held_out]
 
 
-def pretrain_bert_command(
-    *,
-    preset: str,
-    out: str,
-    resume: bool,
-    next_sentence: bool,
-    whole_words: bool,
-    **options: Any,
-) -> None:
-    """What the command line does."""
-
-    def prepare_run(
-        model: BERTConfig, data: DataConfig, training: TrainConfig, *, out: Path
-    ) -> BERTRun:
-        return prepare_bert(
-            model, data, training, out=out, next_sentence=next_sentence, whole_words=whole_words
-        )
-
-    chosen = apply_options(bert_preset(preset), options)
-    directory = pretrain_command("BERT", chosen, prepare_run, out=out, resume=resume)
+def pretrain_bert_command(*, preset: str, out: str, resume: bool, options: dict[str, Any]) -> None:
+    """`llm-course pretrain bert`: the preset's settings, with the options that were given."""
+    chosen = find_preset("bert", preset).with_options(options)
+    directory = pretrain_command("BERT", chosen, prepare_bert, out=out, resume=resume)
     if directory is not None:
         command = f"llm-course fill-mask --model {directory / 'model'}"
         print(f'next: {command} --text "The [MASK] was red."', file=sys.stderr)

@@ -20,7 +20,7 @@ from llm_course.configs import DataConfig, GPTConfig, TrainConfig
 from llm_course.errors import ConfigError
 from llm_course.losses.causal import causal_loss_fn
 from llm_course.models.gpt import GPT
-from llm_course.presets import gpt_preset
+from llm_course.presets import Preset, find_preset
 from llm_course.recipes.texts import PreparedData, prepare
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training import parallel
@@ -102,54 +102,17 @@ def prepare_gpt(
     )
     torch.manual_seed(train_config.seed)
     network = GPT(config)
-    if (
-        data.data == "town"
-    ):  # whose stories repeat their names; elsewhere the paper's start is better
-        network.reset_to_copying()
+    if data.data == "town":  # whose names repeat; elsewhere the paper's start is better
+        from llm_lab.starts import copying  # of the course, not of the paper: see .importlinter
+
+        copying(network)
     return GPTRun(model=network, data=prepared, train_config=train_config, out=out)
 
 
-def apply_options(chosen: Any, options: dict[str, Any]) -> tuple[Any, DataConfig, TrainConfig]:
-    """A preset's settings with the options that were given (those that are not None)."""
-    given = {name: value for name, value in options.items() if value is not None}
-    files, dataset = tuple(given.pop("data_files", ())), given.get("dataset")
-    if files and dataset:
-        raise ConfigError(f"give data files or a dataset, not both: {files[0]!r} and {dataset!r}")
-    if files or dataset:
-        given["data_files"] = files
-        given.setdefault("data", "files" if files else "hub")
-    parts: list[Any] = [chosen.model, chosen.data, chosen.train]
-    used: set[str] = set()
-    for index, part in enumerate(parts):
-        names = {field.name for field in dataclasses.fields(part)} & given.keys()
-        used |= names
-        changes = {name: given[name] for name in names}
-        if index == 0:
-            if "d_model" in changes and "d_ff" not in changes:
-                # GPT derives it where it is None; the others get the papers' factor.
-                changes["d_ff"] = None if isinstance(part, GPTConfig) else 4 * changes["d_model"]
-            if "context" in given:
-                changes["n_positions"] = given["context"]
-        if isinstance(part, TrainConfig) and "max_steps" in changes:
-            changes.setdefault("warmup_steps", min(part.warmup_steps, changes["max_steps"]))
-        if isinstance(part, TrainConfig) and "lr" in changes:
-            changes.setdefault("min_lr", min(part.min_lr, changes["lr"]))
-        parts[index] = dataclasses.replace(part, **changes)
-    if given.keys() - used:
-        raise ConfigError(f"unknown options: {', '.join(sorted(given.keys() - used))}")
-    return parts[0], parts[1], parts[2]
-
-
-def settings(preset: str, options: dict[str, Any]) -> tuple[GPTConfig, DataConfig, TrainConfig]:
-    """The settings of a GPT preset with the options that were given."""
-    return apply_options(gpt_preset(preset), options)
-
-
-def pretrain_gpt_command(*, preset: str, out: str, resume: bool, **options: Any) -> None:
-    """`llm-course pretrain gpt`."""
-    directory = pretrain_command(
-        "GPT", settings(preset, options), prepare_gpt, out=out, resume=resume
-    )
+def pretrain_gpt_command(*, preset: str, out: str, resume: bool, options: dict[str, Any]) -> None:
+    """`llm-course pretrain gpt`: the preset's settings, with the options that were given."""
+    chosen = find_preset("gpt", preset).with_options(options)
+    directory = pretrain_command("GPT", chosen, prepare_gpt, out=out, resume=resume)
     if directory is not None:
         print(
             f"next: llm-course generate --model {directory / 'model'} --temperature 0.7",
@@ -159,7 +122,7 @@ def pretrain_gpt_command(*, preset: str, out: str, resume: bool, **options: Any)
 
 def pretrain_command(
     family: str,
-    chosen: tuple[Any, DataConfig, TrainConfig],
+    chosen: Preset[Any, DataConfig],
     prepare_run: Callable[..., Any],
     *,
     out: str,
@@ -169,16 +132,15 @@ def pretrain_command(
 
     None on all processes but the first: only that one speaks and writes.
     """
-    model_config, data_config, train_config = chosen
     directory = Path(out)
-    device = parallel.join(choose_device(train_config.device))
-    choose_precision(device, train_config.precision)
+    device = parallel.join(choose_device(chosen.train.device))
+    choose_precision(device, chosen.train.precision)
     first = parallel.rank() == 0
     say = partial(print, file=sys.stderr) if first else _nothing
     if first:  # before the data, which take a while
-        check_out(directory, resume, train_config.tensorboard)
-    say(f"data: {_describe(data_config)}")
-    run = prepare_run(model_config, data_config, train_config, out=directory)
+        check_out(directory, resume, chosen.train.tensorboard)
+    say(f"data: {_describe(chosen.data)}")
+    run = prepare_run(chosen.model, chosen.data, chosen.train, out=directory)
     size, parameters = run.model.config, sum(p.numel() for p in run.model.parameters())
     say(
         f"model: {family}, {parameters:,} parameters, {size.n_layers} blocks of width "

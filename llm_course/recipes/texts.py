@@ -13,7 +13,8 @@ from llm_course.batches.batching import BlockBatches, DocumentBatches
 from llm_course.batches.evaluation import BlockEvaluation, PaddedBatches
 from llm_course.batches.rows import LongDocuments
 from llm_course.configs import DataConfig
-from llm_course.data import sources
+from llm_course.data import corpora
+from llm_course.data.readers import TEXT_SUFFIXES
 from llm_course.errors import ConfigError, DataError
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size
 from llm_course.tokenizers.library import Tokenizer
@@ -64,8 +65,8 @@ def check_files(config: DataConfig) -> None:
 def is_plain_text(files: Iterable[str]) -> bool:
     """Whether the files are text, and not tables; a mixture is refused."""
     endings = {Path(file).suffix.lower() for file in files}
-    plain = endings <= set(sources.TEXT_SUFFIXES)
-    if not plain and endings & set(sources.TEXT_SUFFIXES):
+    plain = endings <= set(TEXT_SUFFIXES)
+    if not plain and endings & set(TEXT_SUFFIXES):
         raise DataError(f"data_files must be all text or all tables, got {sorted(endings)}")
     return plain
 
@@ -101,10 +102,10 @@ def _town(config: DataConfig, given: Tokenizer | None) -> PreparedData:
 def _documents(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     if config.data == "hub":
         assert config.dataset is not None  # DataConfig has seen to it
-        documents = list(sources.load_hub(config.dataset, column=config.column))
+        documents = corpora.load_hub(config.dataset, column=config.column)
     else:
-        documents = list(sources.read_documents(config.data_files, column=config.column))
-    train, validation = sources.split_documents(documents, config.validation, config.seed)
+        documents = corpora.read_documents(config.data_files, column=config.column)
+    train, validation = corpora.split_documents(documents, config.validation, config.seed)
     tokenizer = train_tokenizer(config, train, given)
     rows = tokenizer.encode_documents(validation)
     return PreparedData(
@@ -123,8 +124,8 @@ def _documents(config: DataConfig, given: Tokenizer | None) -> PreparedData:
 
 def _continuous(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     """Plain text: one long row of ids, of which the last part is for validation."""
-    files = list(sources.read_documents(config.data_files, document="file"))
-    train, validation = sources.split_text("\n".join(files), config.validation)
+    files = corpora.read_documents(config.data_files, document="file")
+    train, validation = corpora.split_text("\n".join(files), config.validation)
     tokenizer = train_tokenizer(config, train.splitlines(keepends=True), given)
     ids = [torch.tensor(tokenizer.encode(part)) for part in (train, validation)]
     return PreparedData(

@@ -97,7 +97,6 @@ def prepare_translation(
     data: PairConfig,
     train_config: TrainConfig,
     *,
-    smoothing: float = 0.0,
     out: Path | None = None,
 ) -> TranslationRun:
     """Read or generate the pairs, train the tokenizer, and make batches and a fresh model.
@@ -121,7 +120,7 @@ def prepare_translation(
         model=network,
         data=prepared,
         train_config=train_config,
-        smoothing=smoothing,
+        smoothing=data.smoothing,
         language="zh" if data.data == "town" else data.target,
         out=out,
     )

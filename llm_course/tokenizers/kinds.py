@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import tokenizers
@@ -48,12 +47,12 @@ WORDS = rf" ?\p{{Han}}| ?{_LETTER}+(?:['’\-]{_LETTER}+)*| ?[^\s\p{{L}}\p{{M}}\
 
 
 def train_backend(
-    kind: str, texts: Iterable[str], vocab_size: int, special: list[str], lowercase: bool
+    kind: str, texts: list[str], vocab_size: int, special: list[str]
 ) -> tokenizers.Tokenizer:
     """A trained tokenizer of this kind; equal texts give equal ids, which the library alone does
     not promise: two of its trainers depend on the order in a hash map.
 
-    `texts` must be readable twice. `ConfigError` when `vocab_size` has no room for any text.
+    `ConfigError` when `vocab_size` has no room for any text.
     """
     check_vocab_size(kind, vocab_size, len(special))
     options: dict[str, Any] = {
@@ -68,7 +67,7 @@ def train_backend(
         )
         backend.train_from_iterator(texts, trainer)
     elif kind == "wordpiece":
-        backend = _wordpiece(lowercase)
+        backend = _wordpiece(lowercase=False)
         _train_wordpiece(backend, texts, vocab_size, special)
     elif kind == "unigram":
         backend = _unigram(special)
@@ -77,20 +76,25 @@ def train_backend(
     else:
         backend = _words() if kind == "word" else _characters()
         backend.train_from_iterator(texts, trainers.WordLevelTrainer(**options))
-    single, pair = _TEMPLATES[kind]
-    names = [name for name in special if name in f"{single} {pair}"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(name, special.index(name)) for name in names]
-    )
+    _add_template(backend, kind, special)
     return backend
 
 
-def untrained(kind: str, lowercase: bool = False) -> tokenizers.Tokenizer:
+def _add_template(backend: tokenizers.Tokenizer, kind: str, special: list[str]) -> None:
+    """What `add_special` puts around a text."""
+    single, pair = _TEMPLATES[kind]
+    names = [name for name in special if name in f"{single} {pair}"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(n, backend.token_to_id(n)) for n in names]
+    )
+
+
+def untrained(kind: str) -> tokenizers.Tokenizer:
     """A tokenizer of a kind with word pieces, without a vocabulary: how it cuts text is settled."""
     if kind == "bpe":
         return _bpe()
     if kind == "wordpiece":
-        return _wordpiece(lowercase)
+        return _wordpiece(lowercase=False)
     return _unigram(list(SPECIAL_TOKENS["unigram"]))
 
 
@@ -109,11 +113,7 @@ def wordpiece_of_vocabulary(text: str, *, lowercase: bool) -> tokenizers.Tokeniz
     backend = _wordpiece(lowercase)
     backend.model = models.WordPiece(ids, unk_token="[UNK]")
     backend.add_special_tokens([AddedToken(name, special=True) for name in special])
-    single, pair = _TEMPLATES["wordpiece"]
-    names = [(name, ids[name]) for name in special if name in f"{single} {pair}"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=names
-    )
+    _add_template(backend, "wordpiece", special)
     return backend
 
 
@@ -177,7 +177,7 @@ def _characters() -> tokenizers.Tokenizer:
 
 
 def _train_wordpiece(
-    backend: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int, special: list[str]
+    backend: tokenizers.Tokenizer, texts: list[str], vocab_size: int, special: list[str]
 ) -> None:
     """Train with the ids of all single characters fixed beforehand, then keep only the model.
 

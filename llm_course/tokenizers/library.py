@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,29 +17,20 @@ import tokenizers
 from tokenizers import AddedToken
 
 from llm_course.errors import ConfigError, DataError
-from llm_course.tokenizers.kinds import (
-    SPECIAL_TOKENS,
-    Kind,
-    train_backend,
-    wordpiece_of_vocabulary,
-)
-from llm_course.tokenizers.words import check_not_text, check_text, no_text
+from llm_course.tokenizers import kinds
+from llm_course.tokenizers.kinds import SPECIAL_TOKENS, Kind
+from llm_course.tokenizers.words import check_ids, check_text, check_texts, texts_with_text
 
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 PADDING = 128  # a model's vocabulary may be rounded up to a multiple of this
 
 # Which special token plays which role, where tokenizer_config.json does not say.
 _NAMES = {
-    "<bos>": "bos",
-    "<eos>": "eos",
-    "</s>": "eos",
-    "<pad>": "pad",
-    "[PAD]": "pad",
-    "<unk>": "unk",
-    "[UNK]": "unk",
-    "[CLS]": "cls",
-    "[SEP]": "sep",
-    "[MASK]": "mask",
+    name: "eos" if name == "</s>" else name[1:-1].lower()
+    for name in (
+        *("<bos>", "<eos>", "</s>", "<pad>", "[PAD]", "<unk>", "[UNK]"),
+        *("[CLS]", "[SEP]", "[MASK]"),
+    )
 }
 
 
@@ -47,10 +38,12 @@ class Tokenizer:
     """Text to ids and back; make one by `Tokenizer.train` or `Tokenizer.load`."""
 
     def __init__(self, backend: tokenizers.Tokenizer, kind: str, roles: dict[str, str]) -> None:
-        self.backend = backend
-        self.kind = kind
-        self._roles = roles
+        """The ids of the roles, `bos_id` and so on, are None where no token plays the role."""
+        self.backend, self.kind, self._roles = backend, kind, roles
         self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        ids = [self.token_id(roles[role]) if role in roles else None for role in ROLES]
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id, *bert = ids
+        self.cls_id, self.sep_id, self.mask_id = bert
 
     @classmethod
     def train(
@@ -61,7 +54,6 @@ class Tokenizer:
         special_tokens: Sequence[str] = (),
         *,
         sentinels: int = 0,
-        lowercase: bool = False,
     ) -> Tokenizer:
         """A tokenizer trained on texts; the same texts in the same order give the same ids.
 
@@ -74,37 +66,45 @@ class Tokenizer:
 
         `vocab_size` counts special tokens and is an upper bound: a small text has fewer pieces.
         `special_tokens` follow the kind's own, and T5's `sentinels` come last, <extra_id_0> at the
-        very end. `lowercase` is for wordpiece. `ConfigError`: unknown kind, vocabulary too small
-        (needed and given). `DataError`: no text at all, half a surrogate pair in a text.
+        very end. `ConfigError`: unknown kind, vocabulary too small (needed and given). `DataError`:
+        no text at all, half a surrogate pair in a text.
         """
         if kind not in get_args(Kind):
             raise ConfigError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         if sentinels < 0:
             raise ConfigError(f"sentinels must be at least 0, got {sentinels}")
-        if lowercase and kind != "wordpiece":
-            raise ConfigError(f"lowercase is for kind 'wordpiece', got kind {kind!r}")
         special = _special_tokens(kind, special_tokens)
-        backend = _train(kind, texts, vocab_size, sentinels, special, lowercase)
+        backend = _train(kind, texts, vocab_size, sentinels, special)
         names = [f"<extra_id_{n}>" for n in reversed(range(sentinels))]
         backend.add_special_tokens([AddedToken(name, special=True) for name in names])
         roles = {_NAMES[token]: token for token in special if token in _NAMES}
         return cls(backend, kind, roles)
 
-    def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which travel with the model."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, str]:
+        """The text of each file that `save` writes; equal texts mean equal tokenizers."""
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "kind": self.kind,
             "clean_up_tokenization_spaces": False,  # else decoding would change the text
             "split_special_tokens": True,  # text never becomes a special token there either
         }
-        config |= {f"{role}_token": token for role, token in self._roles.items()}
+        config |= {f"{role}_token": self._roles[role] for role in ROLES if role in self._roles}
         self.backend.encode_special_tokens = True
-        self.backend.save(str(folder / "tokenizer.json"))
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return {
+            "tokenizer.json": self.backend.to_str(pretty=True),
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which travel with the model."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the saved files, equal for tokenizers that encode alike."""
+        return hashlib.sha256("".join(self.files().values()).encode()).hexdigest()
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
@@ -144,15 +144,11 @@ class Tokenizer:
         ids: list[int] = encoded.ids
         return ids
 
-    def encode_batch(
-        self, texts: Sequence[str], *, add_special: bool = False, parse_special: bool = False
-    ) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
-        check_not_text(texts)
-        for number, text in enumerate(texts):
-            check_text(text, f"text {number}")
-        self.backend.encode_special_tokens = not parse_special
-        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
+        texts = check_texts(texts)
+        self.backend.encode_special_tokens = True
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [item.ids for item in encoded]
 
     def encode_with_offsets(
@@ -162,11 +158,9 @@ class Tokenizer:
 
         The places are those of the text as it was given, also where the tokenizer lowercases.
         """
-        check_not_text(texts)
-        for number, text in enumerate(texts):
-            check_text(text, f"text {number}")
+        texts = check_texts(texts)
         self.backend.encode_special_tokens = True
-        encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        encoded = self.backend.encode_batch(texts, add_special_tokens=False)
         return [(item.ids, item.offsets) for item in encoded]
 
     def encode_words(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
@@ -175,7 +169,6 @@ class Tokenizer:
         A word is encoded by itself, as after a space. One without a piece, such as a zero-width
         sign, becomes the unknown token where there is one: it has a label like any other.
         """
-        check_not_text(rows)
         words = list(dict.fromkeys(word for row in rows for word in row))
         unknown = [] if self.unk_id is None else [self.unk_id]
         ids = dict(zip(words, self.encode_batch(words)))
@@ -191,20 +184,14 @@ class Tokenizer:
             )
         return [[bos, *ids, eos] for ids in self.encode_batch(texts)]
 
-    def decode(self, ids: Iterable[Any], *, skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         """The text of ids; special tokens are left out, but an unknown token stays visible.
 
         Ids of part of a character (bpe) give U+FFFD. `ValueError` names an id that does not exist.
         """
-        listed = [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-        highest = len(self) - 1
-        if listed and not 0 <= min(listed) <= max(listed) <= highest:
-            place, wrong = next((p, i) for p, i in enumerate(listed) if not 0 <= i <= highest)
-            raise ValueError(f"id at position {place} must be from 0 to {highest}, got {wrong}")
-        if skip_special:
-            hidden = self._special - {self.unk_id}
-            listed = [i for i in listed if i not in hidden]
-        return str(self.backend.decode(listed, skip_special_tokens=False))
+        hidden = self._special - {self.unk_id}
+        shown = [i for i in check_ids(ids, len(self)) if i not in hidden]
+        return str(self.backend.decode(shown, skip_special_tokens=False))
 
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size())
@@ -234,11 +221,6 @@ class Tokenizer:
             found.append(i)
         return found
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer, equal for tokenizers that encode alike."""
-        self.backend.encode_special_tokens = True
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
-
     def check_fits(self, config: Any, *, padded: bool = False) -> None:
         """Refuse a model (or its config) whose vocabulary is not this one: both sizes are named.
 
@@ -253,38 +235,6 @@ class Tokenizer:
                 "they do not belong together"
             )
 
-    def _role_id(self, role: str) -> int | None:
-        token = self._roles.get(role)
-        return None if token is None else self.token_id(token)
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._role_id("bos")
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._role_id("eos")
-
-    @property
-    def pad_id(self) -> int | None:
-        return self._role_id("pad")
-
-    @property
-    def unk_id(self) -> int | None:
-        return self._role_id("unk")
-
-    @property
-    def cls_id(self) -> int | None:
-        return self._role_id("cls")
-
-    @property
-    def sep_id(self) -> int | None:
-        return self._role_id("sep")
-
-    @property
-    def mask_id(self) -> int | None:
-        return self._role_id("mask")
-
 
 def _read_backend(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of tokenizer.json, or of BERT's older vocab.txt."""
@@ -296,7 +246,7 @@ def _read_backend(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     try:
         text = path.read_text(encoding="utf-8")
         if old:
-            return wordpiece_of_vocabulary(text, lowercase=config.get("do_lower_case", True))
+            return kinds.wordpiece_of_vocabulary(text, lowercase=config.get("do_lower_case", True))
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{path}: not a tokenizer: {error}") from error
@@ -316,45 +266,18 @@ def _special_tokens(kind: str, extra: Sequence[str]) -> list[str]:
     return special
 
 
-class _Checked:
-    """The texts, checked one by one, and how many characters they had."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        if isinstance(texts, Iterator):
-            texts = list(texts)  # training may read them twice
-        self._texts = texts
-        self.characters = 0
-
-    def __iter__(self) -> Iterator[str]:
-        self.characters = 0
-        for number, text in enumerate(self._texts):
-            check_text(text, f"text {number}")
-            self.characters += 0 if text.isspace() else len(text)
-            yield text
-
-
 def _train(
-    kind: str,
-    texts: Iterable[str],
-    vocab_size: int,
-    sentinels: int,
-    special: list[str],
-    lowercase: bool,
+    kind: str, texts: Iterable[str], vocab_size: int, sentinels: int, special: list[str]
 ) -> tokenizers.Tokenizer:
-    check_not_text(texts)
-    checked = _Checked(texts)
+    texts = texts_with_text(texts)
     try:
-        backend = train_backend(kind, checked, vocab_size - sentinels, special, lowercase)
-    except (ConfigError, DataError, TypeError):
+        backend = kinds.train_backend(kind, texts, vocab_size - sentinels, special)
+    except ConfigError:
         raise
     except Exception as error:  # the library raises nothing more precise
-        if checked.characters == 0:
-            raise no_text() from error
         raise ConfigError(
             f"vocab_size is too small for the characters of these texts, got {vocab_size}: {error}"
         ) from error
-    if checked.characters == 0:
-        raise no_text()
     if (have := backend.get_vocab_size() + sentinels) > vocab_size:
         raise ConfigError(
             f"vocab_size must be at least {have} for a {kind} vocabulary of these texts, "

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from llm_course.errors import DataError
 from llm_course.tokenizers.kinds import untrained
 
 Cut = Callable[[str], list[str]]
-
-
-def check_not_text(texts: Iterable[object]) -> None:
-    """Refuse one text where several are wanted: its characters would count as texts."""
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(f"texts must be several texts, got one {type(texts).__name__}")
 
 
 def check_text(text: str, name: str) -> None:
@@ -30,18 +25,31 @@ def check_text(text: str, name: str) -> None:
         ) from None
 
 
-def check_ids(ids: Iterable[int], size: int) -> list[int]:
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list; one text is refused, since its characters would count as texts."""
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"texts must be several texts, got one {type(texts).__name__}")
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        check_text(text, f"text {number}")
+    return texts
+
+
+def check_ids(ids: Iterable[Any], size: int) -> list[int]:
     """The ids as a list; `ValueError` names the first one that the vocabulary does not have."""
-    listed = [int(i) for i in ids]
+    listed = [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
     for place, i in enumerate(listed):
         if not 0 <= i < size:
             raise ValueError(f"id at position {place} must be from 0 to {size - 1}, got {i}")
     return listed
 
 
-def no_text() -> DataError:
-    """The error for a training without a single character."""
-    return DataError("texts must hold at least one character, got none")
+def texts_with_text(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, for a training: at least one character is needed."""
+    texts = check_texts(texts)
+    if not any(text.strip() for text in texts):
+        raise DataError("texts must hold at least one character, got none")
+    return texts
 
 
 def byte_letters() -> dict[int, str]:
@@ -55,13 +63,13 @@ def byte_letters() -> dict[int, str]:
     return {byte: moved.get(byte, chr(byte)) for byte in range(256)}
 
 
-def word_cutter(kind: str, lowercase: bool = False) -> Cut:
+def word_cutter(kind: str) -> Cut:
     """The function that normalizes a text and cuts it into the words of this kind.
 
     This one step is the `tokenizers` library's. It asks of every character whether Unicode calls
     it a letter, a digit or a sign, which Python's `re` cannot ask (GPT-2's pattern has \\p{L}).
     """
-    backend = untrained(kind, lowercase)
+    backend = untrained(kind)
 
     def cut(text: str) -> list[str]:
         check_text(text, "text")
@@ -72,24 +80,6 @@ def word_cutter(kind: str, lowercase: bool = False) -> Cut:
     return cut
 
 
-def count_characters(texts: Iterable[str], kind: str, lowercase: bool = False) -> Counter[str]:
-    """How often each character occurs in the normalized texts, spaces too."""
-    normalizer = untrained(kind, lowercase).normalizer
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(normalizer.normalize_str(text))
-    return counts
-
-
 def count_words(texts: Iterable[str], cut: Cut) -> Counter[str]:
     """How often each word occurs: a learner that knows this needs to see each word only once."""
-    check_not_text(texts)
-    counts: Counter[str] = Counter()
-    characters = 0
-    for number, text in enumerate(texts):
-        check_text(text, f"text {number}")
-        characters += len(text.strip())
-        counts.update(cut(text))
-    if characters == 0:
-        raise no_text()
-    return counts
+    return Counter(word for text in texts_with_text(texts) for word in cut(text))

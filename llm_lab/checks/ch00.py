@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from llm_lab.checks.grading import CheckFailed, expect_close, passed
+from llm_lab.checks.grading import CheckFailed, expect_close, expect_given, expect_parts, passed
 
 
 def check_stable_softmax(answer: Callable[[list[float]], list[float]]) -> None:
     """Equal to the formula, and finite for large scores."""
     for z in ([2.0, 1.0, 0.0, -3.0], [0.5], [1000.0, 999.0, 0.0], [-1000.0, -1001.0]):
         try:
-            got = list(answer(list(z)))
+            got = answer(list(z))
         except OverflowError as error:
             raise CheckFailed(
                 f"scores {z}: {error}. e**1000 is too large for a float: subtract the largest "
@@ -24,18 +24,19 @@ def check_stable_softmax(answer: Callable[[list[float]], list[float]]) -> None:
                 f"scores {z}: {error}. All powers were rounded to zero: after subtracting the "
                 "*largest* score the largest power is exactly 1"
             ) from error
-        if len(got) != len(z):
-            raise CheckFailed(f"scores {z}: expected {len(z)} shares, got {len(got)}")
+        expect_given(got, "stable_softmax")
+        shares = list(got)
+        expect_parts(shares, len(z), f"scores {z}: expected {len(z)} shares")
         powers = [math.exp(score - max(z)) for score in z]
-        for share, power, score in zip(got, powers, z):
+        for share, power, score in zip(shares, powers, z):
             expect_close(
                 share,
                 power / sum(powers),
                 name=f"stable_softmax({z}), share of {score:g}",
                 hints={
-                    power: ("divide by the sum: the shares must add up to 1"),
-                    score / sum(z) if sum(z) else math.nan: ("take the exponential of each score"),
-                    power / len(z): ("divide by the sum of the powers, not by their number"),
+                    power: "divide by the sum: the shares must add up to 1",
+                    score / sum(z) if sum(z) else math.nan: "take the exponential of each score",
+                    power / len(z): "divide by the sum of the powers, not by their number",
                 },
             )
     passed("correct, and it does not break")
@@ -49,10 +50,8 @@ def check_surprise(answer: Callable[[float], float]) -> None:
             -math.log(p),
             name=f"surprise({p})",
             hints={
-                math.log(p): ("the sign: a logarithm of a probability is negative"),
-                -math.log2(p): ("this is in bits: use the natural logarithm"),
-                -math.log10(p): ("this has base 10: use the natural logarithm"),
-                1 - p: ("nearly right only for probable events: use the logarithm"),
+                -math.log10(p): "this has base 10: use the natural logarithm",
+                1 - p: "nearly right only for probable events: use the logarithm",
             },
         )
     try:

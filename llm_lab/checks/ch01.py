@@ -11,6 +11,7 @@ def check_gated_parameters(answer: Callable[[int, int, int, int], int]) -> None:
     """The parameters of a Llama-like model."""
     for n_layers, d, f, v in ((2, 8, 20, 50), (32, 4096, 11_008, 32_000)):
         block = 4 * d * d + 3 * d * f + 2 * d
+        norms = n_layers * 2 * d
         right = n_layers * block + d + 2 * v * d
         expect_equal(
             answer(n_layers, d, f, v),
@@ -21,13 +22,10 @@ def check_gated_parameters(answer: Callable[[int, int, int, int], int]) -> None:
                 right - 2 * v * d: "both tables are missing: the embedding and the head",
                 right - n_layers * d * f: "the feed-forward layer has three matrices here, not two",
                 right - d: "the norm at the end is missing: one more vector of D",
-                right
-                - n_layers * 2 * d
-                - d: "the norms are missing: two vectors a block, one at the end",
-                right
-                - n_layers * 2 * d: "the norms of the blocks are missing: two vectors a block",
+                right - norms - d: "the norms are missing: two vectors a block, one at the end",
+                right - norms: "the norms of the blocks are missing: two vectors a block",
                 right - n_layers * d: "one norm of each block is missing: it has two",
-                right + n_layers * 2 * d + d: "these norms have one vector each, not two",
+                right + norms + d: "these norms have one vector each, not two",
                 right - (n_layers - 1) * block: "this is one block: multiply by n_layers",
                 right + n_layers * 4 * d: "attention has no biases here",
             },

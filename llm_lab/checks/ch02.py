@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_lab.checks.grading import CheckFailed, expect_close, expect_equal, expect_shape, passed
+from llm_lab.checks.grading import (
+    CheckFailed,
+    expect_close,
+    expect_equal,
+    expect_mask,
+    expect_parts,
+    passed,
+)
 
 BOTH = "padding closes columns only, here it closes rows too"
-
-
-def _expect_bool(mask: Any, name: str) -> None:
-    if mask.dtype != torch.bool:
-        raise CheckFailed(f"{name} must be bool (true = may look), got {mask.dtype}")
 
 
 def _prefix(length: int, n: int) -> Tensor:
@@ -27,8 +29,7 @@ def _prefix(length: int, n: int) -> Tensor:
 
 def _expect_mask(got: Any, wanted: Tensor, name: str, hints: dict[str, Tensor]) -> None:
     """Equal field by field, or a diagnosis: the mask that a mistake makes, or the first field."""
-    expect_shape(got, tuple(wanted.shape), name=name)
-    _expect_bool(got, name)
+    expect_mask(got, tuple(wanted.shape), name=name)
     if torch.equal(got, wanted):
         return
     for diagnosis, mistake in (hints | {"true must mean: may look": ~wanted}).items():
@@ -76,8 +77,7 @@ def check_three_masks(answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, T
     cross = source[:, None].expand(-1, m, n)
     decoder = causal & target[:, None]
     got = answer(source, target)
-    if not isinstance(got, tuple | list) or len(got) != 3:
-        raise CheckFailed("three_masks must return three masks: encoder, decoder, cross-attention")
+    expect_parts(got, 3, "three_masks must return three masks: encoder, decoder, cross-attention")
     _check_own_masks(got, encoder, decoder, causal, target)
     _check_cross_mask(got[2], cross, target)
     passed("padding closes columns, and only the decoder is causal")

@@ -11,7 +11,14 @@ from typing import Any
 from llm_course.tokenizers.scratch.bpe import join_pair
 from llm_course.tokenizers.scratch.lattice import arcs_into, log_add, viterbi
 from llm_course.tokenizers.scratch.wordpiece import WordPiece
-from llm_lab.checks.grading import CheckFailed, expect_close, expect_equal, passed
+from llm_lab.checks.grading import (
+    CheckFailed,
+    expect_close,
+    expect_equal,
+    expect_given,
+    expect_parts,
+    passed,
+)
 
 Pair = tuple[str, str]
 
@@ -94,8 +101,7 @@ class _Items(dict[Any, int]):
 
 
 def _as_counts(value: Any, name: str) -> Any:
-    if value is None or value is Ellipsis:
-        return value
+    expect_given(value, name)
     if not isinstance(value, dict):
         raise CheckFailed(f"{name} must return a dictionary, got {type(value).__name__}")
     return {pair: count for pair, count in value.items() if count}
@@ -258,10 +264,8 @@ def _log_sum(word: str, log_p: dict[str, float]) -> float:
 
 def _pieces_and_value(got: Any, word: str, log_p: dict[str, float]) -> tuple[Any, Any]:
     """The two things that an answer returned; `CheckFailed` for anything else."""
-    if got is None or got is Ellipsis:
-        expect_equal(got, (), name="best_split")
-    if not isinstance(got, tuple | list) or len(got) != 2:
-        raise CheckFailed("best_split must return two things: the pieces and their value")
+    expect_given(got, "best_split")
+    expect_parts(got, 2, "best_split must return two things: the pieces and their value")
     pieces, value = got
     if not isinstance(pieces, list | tuple):
         raise CheckFailed(
@@ -291,9 +295,7 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
             name=f"the pieces of {word!r}",
             hints={
                 tuple(right[::-1]): "the pieces come out backwards: turn the list around",
-                _greedy(word, log_p): (
-                    "this takes the longest piece first; the sum of the logarithms decides"
-                ),
+                _greedy(word, log_p): "the longest piece first; the sum of logarithms decides",
                 _least(word, log_p): "this is the least probable way: take the larger sum",
                 _fewest(word, log_p): "the fewest pieces are not always the most probable ones",
                 tuple(word): "single letters are possible, but another way has a larger sum",
@@ -307,9 +309,7 @@ def check_best_split(answer: Callable[[str, dict[str, float]], Any]) -> None:
             hints={
                 math.exp(total): "this is the probability: return its logarithm",
                 total / len(right): "this is the mean: the logarithms are summed",
-                _log_sum(word, log_p): (
-                    "this is the logarithm of the sum over all segmentations: use the maximum"
-                ),
+                _log_sum(word, log_p): "this sums over all segmentations: use the maximum",
             },
         )
     passed("the best path, without listing all of them")

@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from llm_course.models.layers import attention, attention_weights
-from llm_lab.checks.grading import CheckFailed, expect_close, passed
-
-
-def _draw(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from llm_lab.checks.grading import CheckFailed, draw, expect_close, passed
 
 
 def check_softmax_backward(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The gradient of the scores, from the weights and the gradient of the weights."""
-    scores = (2 * _draw(3, 5)).requires_grad_()
-    weights, upstream = scores.softmax(dim=-1), _draw(3, 5, seed=1)
+    scores = (2 * draw(3, 5)).requires_grad_()
+    weights, upstream = scores.softmax(dim=-1), draw(3, 5, seed=1)
     (right,) = torch.autograd.grad(weights, scores, upstream)
     a = weights.detach()
     product = a * upstream
@@ -31,9 +26,7 @@ def check_softmax_backward(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
         tolerance=1e-9,
         hints={
             product: "only the diagonal of the matrix is there: every weight depends on all scores",
-            a * (1 - a) * upstream: (
-                "this is the gradient of a sigmoid: it leaves out the other weights of the row"
-            ),
+            product * (1 - a): "this is the gradient of a sigmoid: the row has other weights too",
             product - a * product.sum(): "the sum goes over the whole tensor: take it in each row",
             product - a * product.sum(dim=0): "the sum goes over the queries: take it in each row",
             a * (upstream - upstream.mean(dim=-1, keepdim=True)): (
@@ -42,7 +35,6 @@ def check_softmax_backward(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
             upstream - product.sum(dim=-1, keepdim=True): (
                 "the factor a_j in front of the bracket is missing"
             ),
-            -right: "the sign is turned around",
         },
     )
     passed("a score rises only if its value is better than the weighted mean")
@@ -50,7 +42,7 @@ def check_softmax_backward(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 def check_masked_attention(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
     """The mask before the softmax, and zero for a query without keys."""
-    q, k, v = _draw(4, 8), _draw(6, 8, seed=1), _draw(6, 5, seed=2)
+    q, k, v = draw(4, 8), draw(6, 8, seed=1), draw(6, 5, seed=2)
     mask = torch.tensor(
         [
             [True, False, False, False, False, True],
@@ -76,7 +68,7 @@ def check_masked_attention(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Te
             scores.masked_fill(~mask, -math.inf).softmax(0).nan_to_num(0.0) @ v: (
                 "the softmax goes over the queries: use dim=-1, the keys"
             ),
-            attention(q, k, v, mask, scale=1.0): "the scores are not divided by the root of d_k",
+            attention(q, k, v, mask, scale=1.0): "divide the scores by the root of d_k",
             attention(q, k, v, mask, scale=1 / 8): "divide by the root of d_k, not by d_k",
         },
     )
@@ -133,19 +125,17 @@ def check_attention_share(answer: Callable[[int, int], float]) -> None:
         share(lookup, projections),
         name=f"attention_share({length}, {width})",
         hints={
-            share(lookup / 2, projections): (
-                "the weighted average of the values is missing: d_k + d_v is 2 D"
-            ),
             share(
-                lookup, projections * 3 / 4
+                lookup / 2, projections
+            ): "the average of the values is missing: it costs as much",
+            share(
+                lookup, 3 * projections / 4
             ): "there are four projections: also one on the output",
             share(2 * lookup, projections): (
                 "a multiplication and its addition count once, in the lookup as in the projections"
             ),
             share(lookup, projections / 4): "there are four projections, this is one",
-            share(lookup, projections / length): (
-                "all T positions pass through each projection, not one"
-            ),
+            share(lookup, projections / length): "all T positions pass each projection, not one",
             share(projections, lookup): "this is the share of the projections",
             lookup / projections: "this is a ratio of the two: divide by their sum",
         },
@@ -156,8 +146,8 @@ def check_attention_share(answer: Callable[[int, int], float]) -> None:
 
 def check_streaming_attention(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """One query, key by key, for small scores and for very large ones."""
-    query, values = _draw(8), _draw(7, 5, seed=2)
-    keys = _draw(7, 8, seed=1)
+    query, values = draw(8), draw(7, 5, seed=2)
+    keys = draw(7, 8, seed=1)
     keys = keys[(keys @ query).argsort()]  # the largest score comes last: every step rescales
     right = attention(query[None], keys, values)[0]
     powers = (keys @ query / math.sqrt(8)).exp()

@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_lab.checks.grading import CheckFailed, expect_close, expect_equal, passed
-
-
-def _draw(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+from llm_lab.checks.grading import CheckFailed, draw, expect_close, expect_equal, passed
 
 
 def _called(answer: Callable[..., Any], *given: Any, name: str, hint: str) -> Any:
@@ -82,17 +77,11 @@ def _split_heads_mistakes(x: Tensor, n_heads: int) -> dict[Any, str]:
 def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> None:
     """[B, T, H * K] to [B, H, T, K] without mixing positions or heads."""
     for shape, n_heads in (((2, 5, 12), 3), ((1, 7, 10), 5)):
-        x = _draw(*shape)
+        x = draw(*shape)
         name = f"split_heads(x, {n_heads}) for x of shape {list(shape)}"
-        got = _called(
-            answer,
-            x.clone(),
-            n_heads,
-            name=name,
-            hint="take B, T and H * K from x.shape, and K is H * K // n_heads",
-        )
+        hint = "take B, T and H * K from x.shape, and K is H * K // n_heads"
         expect_close(
-            got,
+            _called(answer, x.clone(), n_heads, name=name, hint=hint),
             x.unflatten(-1, (n_heads, -1)).transpose(1, 2),
             name=name,
             tolerance=1e-12,
@@ -120,12 +109,8 @@ def _without_head_mistakes(heads: Tensor, w_o: Tensor, silent: int) -> dict[Any,
         parts[silent]: "this is the silent head alone: leave it out, and keep the others",
         right * n_heads / len(kept): "the others must not be made larger to fill the gap",
         right / len(kept): "the contributions are added, not averaged",
-        mean.transpose(0, 1).flatten(1) @ w_o: (
-            "the head has its mean at every position: set it to zero"
-        ),
-        heads.flip(0).transpose(0, 1).flatten(1) @ w_o: (
-            "the heads are in the wrong order, and none is silent"
-        ),
+        mean.transpose(0, 1).flatten(1) @ w_o: "the head is at its mean: set it to zero",
+        heads.flip(0).transpose(0, 1).flatten(1) @ w_o: "the heads are in the wrong order",
         zero.reshape(length, -1) @ w_o: (
             "a reshape of [H, T, K] mixes heads and positions: bring the positions to the "
             "front first"
@@ -133,36 +118,26 @@ def _without_head_mistakes(heads: Tensor, w_o: Tensor, silent: int) -> dict[Any,
         _sum(zero[i] @ w_o[i::n_heads] for i in range(n_heads)): (
             "head i meets K neighbouring rows of W^O, from i * K on, not every H-th row"
         ),
-        parts[silent] + right - parts[silent - 1]: (
-            "the head before it is left out: heads are counted from 0"
-        ),
+        parts[silent] + right - parts[silent - 1]: "the head before it is left out: count from 0",
         torch.cat(kept, dim=-1): "the contributions are added, not put side by side",
-        beside @ w_o[: width * len(kept)]: (
-            "leave out the rows of W^O that belong to the silent head, not the last ones"
-        ),
+        beside @ w_o[: width * len(kept)]: "leave out the rows of W^O of the silent head",
     }
 
 
 def check_without_head(answer: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     """The output of a layer with one head left out of the sum."""
     for n_heads, length, width in ((3, 5, 4), (4, 6, 2)):
-        heads, w_o = _draw(n_heads, length, width), _draw(n_heads * width, 6, seed=1)
+        heads, w_o = draw(n_heads, length, width), draw(n_heads * width, 6, seed=1)
         for silent in (1, 0, n_heads - 1):
             given = heads.clone()
             shape = [n_heads, length, width]
             name = f"without_head(heads, w_o, {silent}) for heads of shape {shape}"
-            got = _called(
-                answer,
-                given,
-                w_o.clone(),
-                silent,
-                name=name,
-                hint=(
-                    "take H and K from heads.shape, bring the positions to the front before you "
-                    "join the heads, and note that here w_o is W^O itself, [H * K, D], not "
-                    "transposed as in nn.Linear"
-                ),
+            hint = (
+                "take H and K from heads.shape, bring the positions to the front before you join "
+                "the heads, and note that here w_o is W^O itself, [H * K, D], not transposed as "
+                "in nn.Linear"
             )
+            got = _called(answer, given, w_o.clone(), silent, name=name, hint=hint)
             if not torch.equal(given, heads):
                 raise CheckFailed("without_head changed its argument heads: work on a copy")
             blocks = w_o.unflatten(0, (n_heads, width))
@@ -189,9 +164,7 @@ def _looks_back_mistakes(weights: Tensor, steps: int) -> dict[Any, str]:
         bands.mean(dim=2)[0]: "only the first row of the batch is counted",
         bands.mean(): "the heads are mixed: the answer has one number for each",
         above.mean(dim=(0, 2)): "these are keys after the query: is an axis swapped?",
-        weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 2)): (
-            "this is the weight of each position on itself"
-        ),
+        weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 2)): "this is the weight on itself",
         bands.mean(dim=2): "the batch is still there: take the mean over its rows too",
         weights.diagonal(offset=-1, dim1=-2, dim2=-1).mean(dim=(0, 2)): (
             "this is the weight on the position before, whatever `steps` is"
@@ -209,7 +182,7 @@ def _looks_back_mistakes(weights: Tensor, steps: int) -> dict[Any, str]:
 def check_looks_back(answer: Callable[[Tensor, int], Tensor]) -> None:
     """The mean weight of each head on the position a few steps before."""
     for n_rows, n_heads, length, steps in ((2, 3, 7, 1), (2, 3, 7, 2), (3, 2, 6, 3)):
-        scores = _draw(n_rows, n_heads, length, length)
+        scores = draw(n_rows, n_heads, length, length)
         future = torch.ones(length, length).triu(1).bool()
         weights = scores.masked_fill(future, -torch.inf).softmax(dim=-1)
         name = f"looks_back(weights, {steps}) for weights of shape {list(scores.shape)}"

@@ -9,14 +9,9 @@ from torch import Tensor, nn
 
 from llm_course.models.layers import FeedForward, MultiHeadAttention
 from llm_course.models.transformer import sinusoids
-from llm_lab.checks.grading import CheckFailed, expect_close, expect_shape, passed
+from llm_lab.checks.grading import CheckFailed, draw, expect_close, expect_shape, passed
 
 Layer = Callable[[Tensor], Tensor]
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _table(positions: Tensor, frequencies: Tensor) -> Tensor:
@@ -48,9 +43,7 @@ def check_position_table(answer: Callable[[int, int], Tensor]) -> None:
                 _table(positions + 1, 10_000 ** (-2 * i / d)): (
                     "positions begin at 1 here; the first row is that of position 0"
                 ),
-                _table(positions, 10_000 ** (-i / d)): (
-                    "the exponent is i / D; it must be 2i / D, where i numbers the pairs"
-                ),
+                _table(positions, 10_000 ** (-i / d)): "the exponent is i / D; it must be 2i / D",
                 _table(positions, 10_000 ** (2 * i / d)): (
                     "the frequencies grow: the angle is divided by 10000 ** (2i / D)"
                 ),
@@ -130,9 +123,7 @@ def _norm_mistakes(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> dict[Te
             "the variance is divided by D - 1, as torch.var does by default: "
             "divide by D (correction=0)"
         ),
-        gain * middle / (variance.sqrt() + eps) + bias: (
-            "is your epsilon outside the root? It is added to the variance"
-        ),
+        gain * middle / (variance.sqrt() + eps) + bias: "is your epsilon outside the root?",
         gain * middle / (_numerator_and_variance(x, -1, correction=1)[1].sqrt() + eps) + bias: (
             "torch.std divides by D - 1, and epsilon is inside the root: begin with the variance"
         ),
@@ -146,9 +137,7 @@ def _norm_mistakes(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> dict[Te
             "the mean is taken over positions (axis 1): the norm of a position must not see "
             "the others. Use the last axis"
         ),
-        finish(_numerator_and_variance(x, 0, 1, 2)): (
-            "one mean for the whole tensor: use dim=-1 and keepdim=True"
-        ),
+        finish(_numerator_and_variance(x, 0, 1, 2)): "one mean for the whole tensor: use dim=-1",
         normed: "gain and bias are not used",
         gain * normed: "the bias is not added",
         gain * (normed + bias): "the bias is added after the gain, not before",
@@ -158,8 +147,8 @@ def _norm_mistakes(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> dict[Te
 def check_layer_norm(answer: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
     """LayerNorm of Ba et al. 2016 over the last axis."""
     eps = 0.01  # large, so that its place shows
-    x = _random(2, 3, 5) + 1.5
-    gain, bias = 1 + 0.3 * _random(5, seed=1), _random(5, seed=2)
+    x = draw(2, 3, 5) + 1.5
+    gain, bias = 1 + 0.3 * draw(5, seed=1), draw(5, seed=2)
     middle, variance = _numerator_and_variance(x, -1)
     expect_close(
         answer(x.clone(), gain, bias, eps),
@@ -177,11 +166,11 @@ def check_pre_norm_block(answer: Callable[[Tensor, Layer, Layer, Layer, Layer], 
     d = 8
     attn, ff = MultiHeadAttention(d, 2).double(), FeedForward(d, 16).double()
     a, b = nn.LayerNorm(d).double(), nn.LayerNorm(d).double()
-    x = 3 * _random(2, 4, d)
+    x = 3 * draw(2, 4, d)
     with torch.no_grad():
         for seed, norm in enumerate((a, b), start=1):  # not 1 and 0: they hide exchanged norms
-            norm.weight.copy_(1 + 0.5 * _random(d, seed=seed))
-            norm.bias.copy_(_random(d, seed=10 + seed))
+            norm.weight.copy_(1 + 0.5 * draw(d, seed=seed))
+            norm.bias.copy_(draw(d, seed=10 + seed))
         middle = x + attn(a(x))
         right = middle + ff(b(middle))
         post = a(x + attn(x))
@@ -191,9 +180,7 @@ def check_pre_norm_block(answer: Callable[[Tensor, Layer, Layer, Layer, Layer], 
         stream = "the normed x is added, not x: the stream itself must not be normed"
         hints = {
             b(post + ff(post)): "this is post-norm: the norm stands after the sum",
-            middle + ff(b(x)): (
-                "the feed-forward layer reads the old x: it must read the sum that attention made"
-            ),
+            middle + ff(b(x)): "the feed-forward layer reads the old x, not the sum with attention",
             ff(b(attn(a(x)))): "the residual sums are missing: x + ...",
             from_norm + ff(b(from_norm)): stream,
             b(from_norm) + ff(b(from_norm)): stream,

@@ -9,44 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_lab.checks.grading import CheckFailed, expect_close, expect_equal, passed
+from llm_lab.checks.grading import CheckFailed, expect_close, expect_equal, expect_given, passed
 
 
 def check_clipped_precision(answer: Callable[[list[str], list[str], int], float]) -> None:
     """The share of n-grams that are in the reference, each at most as often as there."""
-    cases: list[tuple[list[str], list[str], int, float, dict[Any, str]]] = [
-        (
-            list("aaaa"),
-            list("ab"),
-            1,
-            0.25,
-            {1.0: "an n-gram counts at most as often as it is in the reference: clip the counts"},
-        ),
-        (
-            list("abcd"),
-            list("abce"),
-            2,
-            2 / 3,
-            {
-                3 / 4: "these are single tokens: take stretches of n tokens",
-                0.5: "a row of 4 tokens has 3 pairs: divide by the number of n-grams written",
-            },
-        ),
-        (
-            list("ab"),
-            list("abcd"),
-            1,
-            1.0,
-            {0.5: "divide by what was written, not by the reference: that would be recall"},
-        ),
-        (list("ab"), list("abcd"), 3, 0.0, {}),
-        (list("ab"), list("ab"), 2, 1.0, {0.0: "a text of n tokens has one n-gram, not none"}),
-        (list("abab"), list("abcab"), 2, 2 / 3, {1.0: "a pair may be there twice: count, no sets"}),
+    clip = "an n-gram counts at most as often as it is in the reference: clip the counts"
+    single = "these are single tokens: take stretches of n tokens"
+    number = "a row of 4 tokens has 3 pairs: divide by the number of n-grams written"
+    recall = "divide by what was written, not by the reference: that would be recall"
+    cases: list[tuple[str, str, int, float, dict[Any, str]]] = [  # a letter is a token
+        ("aaaa", "ab", 1, 0.25, {1.0: clip}),
+        ("abcd", "abce", 2, 2 / 3, {3 / 4: single, 0.5: number}),
+        ("ab", "abcd", 1, 1.0, {0.5: recall}),
+        ("ab", "abcd", 3, 0.0, {}),
+        ("ab", "ab", 2, 1.0, {0.0: "a text of n tokens has one n-gram, not none"}),
+        ("abab", "abcab", 2, 2 / 3, {1.0: "a pair may be there twice: count, no sets"}),
     ]
     for written, reference, n, expected, hints in cases:
-        name = f"clipped_precision({''.join(written)!r}, {''.join(reference)!r}, {n})"
+        name = f"clipped_precision({written!r}, {reference!r}, {n})"
         try:
-            got = answer(written, reference, n)
+            got = answer(list(written), list(reference), n)
         except ZeroDivisionError:
             raise CheckFailed(
                 f"{name} divides by 0: a text shorter than n has no n-grams"
@@ -120,10 +103,9 @@ def check_beam_step(
     passed("good prefixes may have two children, poor ones none")
 
 
-def _triples(given: Sequence[Sequence[float]] | None) -> list[tuple[float, ...]]:
+def _triples(given: Any) -> list[tuple[float, ...]]:
     """The answer of beam_step, whose items must be (prefix, token, sum)."""
-    if given is None:
-        raise CheckFailed("beam_step gave None: does your function end without `return`?")
+    expect_given(given, "beam_step")
     got = [tuple(item) for item in given]
     if any(len(item) != 3 for item in got):
         raise CheckFailed(f"beam_step must give (prefix, token, sum) for each, got {got}")

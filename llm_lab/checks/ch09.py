@@ -10,28 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm_lab.checks.grading import CheckFailed, expect_close, expect_shape, passed
+from llm_lab.checks.grading import (
+    CheckFailed,
+    at_labels,
+    expect_close,
+    expect_shape,
+    expect_verdict,
+    passed,
+)
 
 MASK_ID, FIRST, VOCAB = 3, 4, 1004  # ids below FIRST are special
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def _at_labels(values: Tensor, labels: Tensor) -> Tensor:
-    """The value of each label, [B, T]; where it is -100, that of token 0."""
-    return values.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
-
-
 def _masked_loss_mistakes(logits: Tensor, labels: Tensor) -> dict[Any, str]:
     log_p, chosen = logits.log_softmax(-1), labels != -100
-    picked = _at_labels(log_p, labels)
+    picked = at_labels(log_p, labels)
     right = float(-picked[chosen].mean())
     n, places = int(chosen.sum()), labels.numel()
     row_means = [-picked[r][chosen[r]].mean() for r in range(2)]
-    shifted = _at_labels(log_p[:, :-1], labels[:, 1:])[labels[:, 1:] != -100]
+    shifted = at_labels(log_p[:, :-1], labels[:, 1:])[labels[:, 1:] != -100]
     return {
-        float(-shifted.mean()): (
-            "the labels are shifted: an output of BERT speaks about its own position"
-        ),
+        float(-shifted.mean()): "the labels are shifted: an output speaks about its own position",
         right * n: "this is the sum: divide by the number of chosen positions",
         right * n / places: (
             f"the sum is right, but it is divided by all {places} places; only {n} are chosen"
@@ -40,15 +40,13 @@ def _masked_loss_mistakes(logits: Tensor, labels: Tensor) -> dict[Any, str]:
         float(sum(row_means) / 2): (
             "this is a mean of the means of the rows: they have different numbers of labels"
         ),
-        -right: "the sign is turned around: a loss is a *negative* logarithm",
-        right / math.log(2): "this is in bits; the loss is in nats, the natural logarithm",
-        float(-_at_labels(logits.log_softmax(1), labels)[chosen].mean()): (
+        float(-at_labels(logits.log_softmax(1), labels)[chosen].mean()): (
             "the softmax is taken over the positions: it must be taken over the tokens, dim=-1"
         ),
-        float(-_at_labels(logits, labels)[chosen].mean()): (
+        float(-at_labels(logits, labels)[chosen].mean()): (
             "these are logits, not probabilities: take log_softmax first"
         ),
-        float(-_at_labels(logits.softmax(-1), labels)[chosen].mean()): (
+        float(-at_labels(logits.softmax(-1), labels)[chosen].mean()): (
             "these are probabilities, and the loss is made of their logarithms"
         ),
         float(-picked[labels > 0].mean()): (
@@ -68,7 +66,7 @@ def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> Non
     labels = torch.randint(9, (2, 7), generator=generator)
     labels[0, [0, 1, 3, 4]], labels[1, [0, 2, 3, 4, 5, 6]] = -100, -100
     labels[0, 2] = 0
-    picked = _at_labels(logits.log_softmax(-1), labels)
+    picked = at_labels(logits.log_softmax(-1), labels)
     before = logits.clone(), labels.clone()
     got = answer(logits, labels)
     for name, now, then in zip(("logits", "labels"), (logits, labels), before):
@@ -191,13 +189,8 @@ def _nsp_mistakes(difference: Tensor, label: Tensor) -> dict[Any, str]:
             "y is turned around: next_sentence_label is 1 - y, and 0 means that B follows A"
         ),
         float(right.sum()): "this is the sum over the pairs: take the mean",
-        float(-right.mean()): "the sign is turned around: a loss is positive",
-        float(right[label == 1].sum() / len(label)): (
-            "the pairs with the label 0 add nothing: 0 is a class, not padding"
-        ),
-        float(right[label == 0].sum() / len(label)): (
-            "the pairs with the label 1 add nothing: the second term is missing"
-        ),
+        float(right[label == 1].sum() / len(label)): "0 is a class: its pairs must count too",
+        float(right[label == 0].sum() / len(label)): "the second term, of the label 1, is missing",
         float(-F.logsigmoid(difference).mean()): (
             "every pair is counted as one that follows: where the label is 1, it is "
             "log(1 - p) that counts, and 1 - sigmoid(x) = sigmoid(-x)"
@@ -281,19 +274,15 @@ def check_teaches_elsewhere(answer: Callable[[Loss, Tensor, Tensor], bool]) -> N
     logits = torch.randn(3, 6, 8, generator=generator, dtype=torch.float64)
     labels = torch.full((3, 6), -100)
     labels[0, 2], labels[1, 0], labels[2, 5] = 3, 0, 7
-
     for loss_of, expected, what in _losses_to_judge():
-        got = answer(loss_of, logits, labels)
-        if not isinstance(got, bool):
-            raise CheckFailed(
-                f"teaches_elsewhere must return True or False, got a {type(got).__name__} of "
-                f"{type(got).__module__}: {got!r}. bool(...) makes one of a single value"
-            )
-        if got != expected:
-            advice = (
-                "Look at the gradient of every position whose label is -100."
-                if expected
-                else "Chosen positions may have a gradient; only those of -100 must not."
-            )
-            raise CheckFailed(f"{what}: expected {expected}, got {got}. {advice}")
+        expect_verdict(
+            answer(loss_of, logits, labels),
+            expected,
+            name="teaches_elsewhere",
+            case=what,
+            advice={
+                True: "Look at the gradient of every position whose label is -100.",
+                False: "Chosen positions may have a gradient; only those of -100 must not.",
+            },
+        )
     passed("no mask that does nothing escapes")

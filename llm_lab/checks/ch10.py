@@ -12,6 +12,8 @@ from llm_lab.checks.grading import (
     CheckFailed,
     expect_close,
     expect_equal,
+    expect_mask,
+    expect_parts,
     expect_shape,
     passed,
 )
@@ -24,10 +26,7 @@ def check_packed_layout(answer: Callable[[list[int], int], tuple[Tensor, Tensor]
     for lengths, width in (([3, 2], 7), ([2, 1, 4], 7), ([5], 5)):
         name = f"packed_layout({lengths}, {width})"
         got = answer(lengths, width)
-        if not isinstance(got, tuple) or len(got) != 2:
-            raise CheckFailed(
-                f"{name} should return two tensors, position_ids and mask, got {got!r}"
-            )
+        expect_parts(got, 2, f"{name} should return two tensors, position_ids and mask")
         position_ids, mask = got
         texts = [*lengths, *([width - sum(lengths)] if sum(lengths) < width else [])]
         places = [place for length in texts for place in range(length)]
@@ -44,9 +43,7 @@ def check_packed_layout(answer: Callable[[list[int], int], tuple[Tensor, Tensor]
                     tuple(place + 1 for place in places): "the first position is 0",
                 },
             )
-        expect_shape(mask, (width, width), name=f"mask of {name}")
-        if mask.dtype != torch.bool:
-            raise CheckFailed(f"the mask should be of type torch.bool, got {mask.dtype}")
+        expect_mask(mask, (width, width), name=f"mask of {name}")
         _check_mask(mask, texts, sum(lengths), name)
     passed("texts share a row and do not see each other")
 
@@ -89,8 +86,7 @@ def check_scores_where_counted(
         return rows @ weight
 
     got = answer(hidden, labels, head)
-    if not isinstance(got, tuple) or len(got) != 2:
-        raise CheckFailed(f"the answer should be two tensors, scores and labels, got {got!r}")
+    expect_parts(got, 2, "the answer should be two tensors, scores and labels")
     scores, targets = got
     if sum(seen) > 3:
         raise CheckFailed(
@@ -138,9 +134,7 @@ def check_bert_loss(answer: Callable[[Sequence[Terms]], float]) -> None:
         hints={
             sum(means): "this is a mean of means: the parts have different numbers of labels",
             mlm + nsp: "this is the sum: divide each term by its count",
-            (mlm + nsp) / (n_mlm + n_nsp): (
-                "both terms are divided by one count: each has a count of its own"
-            ),
+            (mlm + nsp) / (n_mlm + n_nsp): "each of the two terms has a count of its own",
             mlm / n_mlm: "the next-sentence term is missing",
             (mlm / n_mlm + nsp / n_nsp) / 2: "F9 is the sum of the two terms, not their mean",
         },
@@ -170,8 +164,6 @@ def check_hidden_word_floor(
                 "by the probability of all single pieces"
             ),
             right * 3: "this is the sum over the words: take the mean",
-            -right: "the sign is turned around: a loss is positive",
-            right / math.log(2): "this is in bits; the loss is in nats",
             -(math.log(1 / 2) + math.log(1 / 2)) / 3: (
                 "the words that remain are not equally likely: keep their probabilities"
             ),

@@ -183,17 +183,11 @@ def check_entity_f1(answer: Callable[[Tags, Tags], float]) -> None:
         scores["f1"],
         name="entity_f1",
         hints={
-            sum(p == t for p, t in flat) / len(flat): (
-                "this is the accuracy of tokens; most of them are O, and easy"
-            ),
-            2 * hits / (said + wanted): (
-                "this counts tokens: half of a name is right here, and should be wrong"
-            ),
+            sum(p == t for p, t in flat) / len(flat): "this is the accuracy of tokens; most are O",
+            2 * hits / (said + wanted): "this counts tokens: half of a name should be wrong",
             scores["precision"]: "this is the precision: entities that are missed count too",
             scores["recall"]: "this is the recall: entities that are not there count too",
-            sum(by_row) / len(by_row): (
-                "this is the mean of the rows' F1: count over all rows first, and divide last"
-            ),
+            sum(by_row) / len(by_row): "this is a mean of F1: count over all rows, divide last",
         },
     )
     _check_edges_of_entity_f1(answer)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llm_course.configs import GPTConfig
 from llm_course.models.gpt import GPT
-from llm_lab.checks.grading import CheckFailed, expect_close, passed
+from llm_lab.checks.grading import at_labels, expect_close, expect_verdict, passed
 
 
 def _tiny_gpt(vocab_size: int = 4, seed: int = 0) -> GPT:
@@ -31,31 +31,28 @@ def check_next_token_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) ->
     labels[0, 4:] = -100
     log_p = logits.log_softmax(-1)
 
-    def mean(outputs: Tensor, targets: Tensor, divisor: int | None = None) -> float:
+    def mean(outputs: Tensor, targets: Tensor) -> float:
         counted = targets != -100
-        picked = outputs.gather(-1, targets.clamp_min(0)[..., None]).squeeze(-1)
-        return float(-(picked * counted).sum() / (divisor or int(counted.sum())))
+        return float(-(at_labels(outputs, targets) * counted).sum() / counted.sum())
 
     right = mean(log_p[:, :-1], labels[:, 1:])
     counted = int((labels[:, 1:] != -100).sum())
     all_places = labels[:, 1:].numel()
-    with_padding = -log_p[:, :-1].gather(-1, labels[:, 1:].clamp_min(0)[..., None]).mean()
+    with_padding = -at_labels(log_p[:, :-1], labels[:, 1:]).mean()
     expect_close(
         answer(logits, labels),
         right,
         name="next_token_loss",
         hints={
-            mean(log_p, labels): ("the labels are not shifted: output i speaks about token i + 1"),
-            mean(log_p[:, :-2], labels[:, 2:]): ("the labels are shifted twice"),
-            mean(log_p[:, 1:], labels[:, :-1]): ("shifted the wrong way: outputs must come first"),
-            right * counted: ("this is the sum: divide by the number of counted labels"),
+            mean(log_p, labels): "the labels are not shifted: output i speaks about token i + 1",
+            mean(log_p[:, :-2], labels[:, 2:]): "the labels are shifted twice",
+            mean(log_p[:, 1:], labels[:, :-1]): "shifted the wrong way: outputs must come first",
+            right * counted: "this is the sum: divide by the number of counted labels",
             right * counted / all_places: (
                 f"the sum is right, but it is divided by all {all_places} places; "
                 f"only {counted} labels count"
             ),
-            float(with_padding): ("labels of -100 are counted as if they were token 0"),
-            -right: ("the sign is turned around: a loss is a *negative* logarithm"),
-            right / math.log(2): ("this is in bits; the loss is in nats, the natural logarithm"),
+            float(with_padding): "labels of -100 are counted as if they were token 0",
         },
     )
     passed("the loss is shifted once, counted once, and in nats")
@@ -74,10 +71,8 @@ def check_total_probability(answer: Callable[[GPT, int, int, int], float]) -> No
                 float(vocab_size): (
                     f"the sum is V = {vocab_size}: the first token has no factor. Put BOS before it"
                 ),
-                1.0 / vocab_size: (
-                    "the sum is 1 / V: texts that begin with another first token are missing"
-                ),
-                0.0: ("the sum is 0: are these log-probabilities? Take exp before the sum"),
+                1.0 / vocab_size: "the sum is 1 / V: texts with another first token are missing",
+                0.0: "the sum is 0: are these log-probabilities? Take exp before the sum",
             },
         )
     passed("all texts together have the probability 1")
@@ -97,10 +92,10 @@ def check_bits_per_byte(answer: Callable[[float, int, str], float]) -> None:
             nats * tokens / math.log(2) / len(text): (
                 f"divided by {len(text)} characters: the text has {size} bytes in UTF-8"
             ),
-            nats * tokens / size: ("these are nats: one bit is ln 2 = 0.693 nats"),
-            nats * tokens * math.log(2) / size: ("multiplied by ln 2: divide, bits are smaller"),
-            nats / math.log(2): ("this is per token: use the number of tokens and of bytes"),
-            nats / math.log(2) / size: ("multiply by the number of tokens: the loss is a mean"),
+            nats * tokens / size: "these are nats: one bit is ln 2 = 0.693 nats",
+            nats * tokens * math.log(2) / size: "multiplied by ln 2: divide, bits are smaller",
+            nats / math.log(2): "this is per token: use the number of tokens and of bytes",
+            nats / math.log(2) / size: "multiply by the number of tokens: the loss is a mean",
         },
     )
     passed("one scale for every tokenizer")
@@ -130,16 +125,14 @@ def check_sees_the_future(answer: Callable[[nn.Module, int, int], bool]) -> None
         (_Leaky(honest, 3, 1e-9), True, "a model with a leak of 1e-9: compare without a tolerance"),
     ]
     for model, expected, what in cases:
-        got = answer(model, 4, length)
-        if not isinstance(got, bool):
-            raise CheckFailed(
-                f"sees_the_future must return True or False, got {type(got).__name__}: {got!r}"
-            )
-        if got != expected:
-            advice = (
-                "Change each token in turn, and look at all outputs before it."
-                if expected
-                else "Outputs at and after the changed token may move; only those before must not."
-            )
-            raise CheckFailed(f"{what}: expected {expected}, got {got}. {advice}")
+        expect_verdict(
+            answer(model, 4, length),
+            expected,
+            name="sees_the_future",
+            case=what,
+            advice={
+                True: "Change each token in turn, and look at all outputs before it.",
+                False: "Only outputs before the changed token must stay; the others may move.",
+            },
+        )
     passed("no leak escapes")

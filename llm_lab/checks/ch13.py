@@ -20,10 +20,10 @@ def check_floor_ratio(answer: Callable[[list[float], list[int], list[float]], fl
         sum(nats) / floor,
         name="floor_ratio",
         hints={
-            mean_of_ratios: ("this is the mean of ratios: sum first, then divide once"),
-            -sum(nats) / floor: ("the sign: a log-probability is negative, a loss is positive"),
-            floor / sum(nats): ("upside down: the model's nats go over the floor"),
-            sum(losses) / floor: ("losses are means: multiply each by its number of tokens"),
+            mean_of_ratios: "this is the mean of ratios: sum first, then divide once",
+            -sum(nats) / floor: "the sign: a log-probability is negative, a loss is positive",
+            floor / sum(nats): "upside down: the model's nats go over the floor",
+            sum(losses) / floor: "losses are means: multiply each by its number of tokens",
             sum(losses) / 3 * sum(counts) / floor: (
                 "documents of different lengths weigh the same here: multiply each loss by its "
                 "own count"
@@ -35,38 +35,30 @@ def check_floor_ratio(answer: Callable[[list[float], list[int], list[float]], fl
 
 def check_most_frequent_pair(answer: Callable[[dict[tuple[str, ...], int]], Any]) -> None:
     """The next merge of byte-pair encoding."""
-    cases: list[tuple[dict[tuple[str, ...], int], tuple[str, str], str]] = [
+    cases: list[tuple[dict[str, int], str, str]] = [  # a word is given as its pieces
         (
-            {
-                ("n", "e", "w"): 1,
-                ("n", "e", "t"): 1,
-                ("n", "e"): 1,
-                ("l", "o", "w"): 6,
-                ("l", "o", "t"): 2,
-            },
-            ("l", "o"),
+            {"n e w": 1, "n e t": 1, "n e": 1, "l o w": 6, "l o t": 2},
+            "l o",
             "each word brings its pairs as often as it occurs: use the counts",
         ),
-        ({("b", "a"): 2, ("a", "b"): 2}, ("a", "b"), "two pairs are equally frequent: the smaller"),
+        ({"b a": 2, "a b": 2}, "a b", "two pairs are equally frequent: the smaller"),
+        ({"a b a b": 1, "c d": 1}, "a b", "a pair can occur twice in one word: count both places"),
         (
-            {("a", "b", "a", "b"): 1, ("c", "d"): 1},
-            ("a", "b"),
-            "a pair can occur twice in one word: count both places",
-        ),
-        (
-            {("a", "a", "a"): 2, ("b", "c"): 3},
-            ("a", "a"),
+            {"a a a": 2, "b c": 3},
+            "a a",
             "in a a a the pair a, a occurs twice: count overlapping places too",
         ),
-        ({("t", "h", "e"): 9, ("th", "e"): 10}, ("th", "e"), "pieces may be longer than a letter"),
-        ({("x", "y"): 1, ("z",): 50}, ("x", "y"), "a word of one piece has no pair"),
+        ({"t h e": 9, "th e": 10}, "th e", "pieces may be longer than a letter"),
+        ({"x y": 1, "z": 50}, "x y", "a word of one piece has no pair"),
         (
-            {("a", "b"): 3, ("q", "r"): 2, ("q", "r", "s"): 2},
-            ("q", "r"),
+            {"a b": 3, "q r": 2, "q r s": 2},
+            "q r",
             "add up the counts of a pair over all words that hold it",
         ),
     ]
-    for words, expected, advice in cases:
+    for counts, best, advice in cases:
+        words = {tuple(word.split()): count for word, count in counts.items()}
+        expected = tuple(best.split())
         got = answer(dict(words))
         if isinstance(got, list):
             raise CheckFailed(f"return the pair as a tuple, got the list {got!r}")
@@ -92,15 +84,11 @@ def check_learning_rate(answer: Callable[[int, int, int, float, float], float]) 
             right,
             name=f"learning_rate at step {step} of {max_steps}, warm-up {warmup}",
             hints={
-                lr * (step - 1) / warmup: (
-                    "steps count from 1: the first update needs a rate above 0"
-                ),
-                low + (lr - low) * step / warmup: ("the warm-up begins at 0, not at min_lr"),
-                cosine(step / max_steps): ("the cosine begins after the warm-up, not at step 0"),
-                linear: ("this falls along a straight line: use a cosine"),
-                lr * (1 + math.cos(math.pi * (step - warmup) / 80)) / 2: (
-                    "ends at min_lr, not at 0"
-                ),
+                lr * (step - 1) / warmup: "steps count from 1: the first rate is above 0",
+                low + (lr - low) * step / warmup: "the warm-up begins at 0, not at min_lr",
+                cosine(step / max_steps): "the cosine begins after the warm-up, not at step 0",
+                linear: "this falls along a straight line: use a cosine",
+                lr * (1 + math.cos(math.pi * (step - warmup) / 80)) / 2: "ends at min_lr, not at 0",
                 quarter: "this is a quarter of the wave: use (1 + cos(pi * d)) / 2",
                 cosine((step - warmup - 1) / 80): (
                     "one step late: after the last step of the warm-up the rate falls at once"
@@ -120,10 +108,10 @@ def check_shared_share(answer: Callable[[list[str], list[str]], float]) -> None:
         0.5,
         name="shared_share",
         hints={
-            0.0: ("no copy was found: strip white space and ignore case on both sides"),
-            0.25: ("one of two copies was missed: strip white space *and* ignore case"),
-            2 / 3: ("divide by the number of validation documents, copies among them included"),
-            2.0: ("a share is between 0 and 1: divide by the number of validation documents"),
+            0.0: "no copy was found: strip white space and ignore case on both sides",
+            0.25: "one of two copies was missed: strip white space *and* ignore case",
+            2 / 3: "divide by the number of validation documents, copies among them included",
+            2.0: "a share is between 0 and 1: divide by the number of validation documents",
         },
     )
     expect_close(answer(["a"], ["b"]), 0.0, name="shared_share of different texts")

@@ -21,7 +21,7 @@ from torch import Tensor
 TOLERANCE = 1e-6
 # Factors that come from one well-known slip each.
 KNOWN_FACTORS = {
-    -1.0: "is the sign turned around?",
+    -1.0: "is the sign turned around? A loss is a *negative* logarithm",
     math.log(2): "is a logarithm taken in another base? Nats use the natural logarithm",
     1 / math.log(2): "is this in bits? Nats use the natural logarithm",
 }
@@ -72,7 +72,7 @@ def expect_equal(
     actual: Any, expected: Any, *, name: str = "your answer", hints: Mapping[Any, str] | None = None
 ) -> None:
     """Compare exactly: ids, strings, truth values, or lists of them; tensors are read as lists."""
-    _not_none(actual, name)
+    expect_given(actual, name)
     got, wanted = _as_plain(actual), _as_plain(expected)
     if got == wanted:
         return
@@ -90,26 +90,64 @@ def expect_equal(
 
 def expect_shape(actual: Any, shape: tuple[int, ...], *, name: str = "your answer") -> None:
     """Fail unless the answer is a tensor of this shape."""
-    _not_none(actual, name)
+    expect_given(actual, name)
     if not isinstance(actual, Tensor):
         _fail(f"{name} should be a tensor, got {type(actual).__name__}")
     if tuple(actual.shape) != shape:
         _fail(f"{name} should have the shape {shape}, got {tuple(actual.shape)}")
 
 
-def _fail(message: str) -> NoReturn:
-    raise CheckFailed(message)
-
-
-def _not_none(value: Any, name: str) -> None:
+def expect_given(value: Any, name: str) -> None:
+    """Fail where there is no answer yet."""
     if value is None:
         _fail(f"{name} is None: does your function end without `return`?")
     if value is Ellipsis:
         _fail(f"{name} is still `...`: write your answer there")
 
 
+def expect_mask(actual: Any, shape: tuple[int, ...], *, name: str) -> None:
+    """Fail unless the answer is a mask of this shape: bool, True = attend."""
+    expect_shape(actual, shape, name=name)
+    if actual.dtype != torch.bool:
+        _fail(f"{name} must be bool, True = attend, got {actual.dtype}")
+
+
+def expect_parts(actual: Any, count: int, message: str) -> None:
+    """Fail with the message unless the answer is a tuple or a list of so many things."""
+    if not isinstance(actual, tuple | list) or len(actual) != count:
+        _fail(f"{message}, got {_short(actual)}")
+
+
+def expect_verdict(
+    actual: Any, expected: bool, *, name: str, case: str, advice: Mapping[bool, str]
+) -> None:
+    """Compare what a detector says of one case; `advice` for the right verdict that it missed."""
+    if not isinstance(actual, bool):
+        _fail(
+            f"{name} must return True or False, got a {type(actual).__name__} of "
+            f"{type(actual).__module__}: {actual!r}. bool(...) makes one of a single value"
+        )
+    if actual != expected:
+        _fail(f"{case}: expected {expected}, got {actual}. {advice[expected]}")
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers in float64, the same on each machine."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """The value of each label, [B, T] of [B, T, V]; where the label is -100, that of token 0."""
+    return values.gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+
+
+def _fail(message: str) -> NoReturn:
+    raise CheckFailed(message)
+
+
 def _as_tensor(value: Any, name: str) -> Tensor:
-    _not_none(value, name)
+    expect_given(value, name)
     if isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value):
         value = _as_plain(value)
     try:

@@ -11,18 +11,13 @@ from llm_lab.costs.machines import (
     DEVICES,
     Bound,
     Device,
-    TrainingCost,
     decode_bound,
     lower_bound,
     training_cost,
     utilisation,
 )
 from llm_lab.costs.sizes import (
-    BYTES,
     FLOAT_BITS,
-    TRAINING_BYTES,
-    ModelConfig,
-    Size,
     activation_bytes,
     cache_bytes,
     count_parameters,
@@ -39,15 +34,10 @@ from llm_lab.costs.sizes import (
 )
 
 __all__ = [
-    "BYTES",
     "DEVICES",
     "FLOAT_BITS",
-    "TRAINING_BYTES",
     "Bound",
     "Device",
-    "ModelConfig",
-    "Size",
-    "TrainingCost",
     "activation_bytes",
     "cache_bytes",
     "count_parameters",

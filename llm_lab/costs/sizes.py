@@ -74,30 +74,23 @@ class _Stack:
 
 def _stacks(config: ModelConfig) -> list[_Stack]:
     """One stack for BERT and GPT; the encoder and the decoder of the others."""
-    d = config.d_model
-    assert config.d_ff is not None  # GPTConfig fills it in
+    n, d, f = config.n_layers, config.d_model, config.d_ff
+    assert f is not None  # GPTConfig fills it in
     if isinstance(config, BERTConfig | GPTConfig):
-        return [_Stack(n_blocks=config.n_layers, d_model=d, width=d, d_ff=config.d_ff, norm=2 * d)]
+        return [_Stack(n_blocks=n, d_model=d, width=d, d_ff=f, norm=2 * d)]
     if isinstance(config, T5Config):
         encoder = _Stack(
-            n_blocks=config.n_layers,
+            n_blocks=n,
             d_model=d,
             width=config.n_heads * config.d_head,
-            d_ff=config.d_ff,
+            d_ff=f,
             gated=config.gated_ff,
             attn_biases=False,
             ff_biases=False,
             norm=d,
         )
     else:
-        encoder = _Stack(
-            n_blocks=config.n_layers,
-            d_model=d,
-            width=d,
-            d_ff=config.d_ff,
-            attn_biases=False,
-            norm=2 * d,
-        )
+        encoder = _Stack(n_blocks=n, d_model=d, width=d, d_ff=f, attn_biases=False, norm=2 * d)
     fields = vars(encoder) | {"n_blocks": config.n_decoder_layers, "cross": True}
     return [encoder, _Stack(**fields)]
 
@@ -120,11 +113,11 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     stacks = _stacks(config)
     for part in ("attention", "cross-attention", "feed-forward", "norms"):
         table[part] = sum(stack.parameters()[part] for stack in stacks)
+    table["heads"] = 0 if config.tied else v * d
     if isinstance(config, BERTConfig):
         table["norms"] += 4 * d  # of the embeddings and of the MLM head
-        table["heads"] = 2 * (d * d + d) + v + 2 * d + 2
+        table["heads"] += 2 * (d * d + d) + v + 2 * d + 2
     else:
-        table["heads"] = 0 if config.tied else v * d
         last = {GPTConfig: 2 * d, T5Config: 2 * d}  # a LayerNorm; an RMSNorm for each stack
         table["norms"] += last.get(type(config), 0)
     return {part: count for part, count in table.items() if count}

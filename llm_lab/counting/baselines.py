@@ -39,7 +39,7 @@ def bag_of_words(
 
 
 def common_words(
-    training: Sequence[TextExample], strength: float = 1.0
+    training: Sequence[TextExample],
 ) -> Callable[[Sequence[TextExample]], list[str]]:
     """Logistic regression on how much two texts share, and on how their lengths differ."""
     from sklearn.linear_model import LogisticRegression
@@ -48,7 +48,7 @@ def common_words(
         a, b = (set(WORD.findall(t.lower())) for t in (example.text, example.pair or ""))
         return [len(a & b) / max(len(a | b), 1), abs(len(a) - len(b)) / max(len(a), len(b), 1)]
 
-    model = LogisticRegression(C=strength)
+    model = LogisticRegression()
     model.fit([features(e) for e in training], [e.label for e in training])
     return lambda examples: [str(c) for c in model.predict([features(e) for e in examples])]
 

@@ -12,8 +12,9 @@ stands the uniform distribution.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 from llm_course.errors import DataError
 
@@ -34,8 +35,8 @@ class NgramModel:
         self.vocabulary_size = vocabulary_size
         self._codes: dict[Hashable, int] = {}
         self._base = 0  # a k-gram is one number, its codes being the digits in this base
-        self._raw: list[_Level] = []  # of orders 1, 2, ...
-        self._continued: list[_Level] = []
+        self._raw: list[Discounted] = []  # of orders 1, 2, ...
+        self._continued: list[Discounted] = []
 
     def fit(self, documents: Iterable[Sequence[Hashable]]) -> NgramModel:
         """Count the k-grams of all documents; a document begins with BOS and ends with EOS."""
@@ -55,9 +56,13 @@ class NgramModel:
                 grams = [older * base + token for older, token in zip(grams, stream[k - 1 :])]
             tally = Counter(grams)
             counts.append({gram: n for gram, n in tally.items() if gram % base != BOS})
-        self._raw = [_Level(tally, base) for tally in counts]
+
+        def context_of(gram: int) -> int:
+            return gram // base  # without the last digit
+
+        self._raw = [Discounted(tally, context_of) for tally in counts]
         self._continued = [
-            _Level(Counter(gram % base**k for gram in longer), base)
+            Discounted(Counter(gram % base**k for gram in longer), context_of)
             for k, longer in enumerate(counts[1:], 1)
         ]
         return self
@@ -79,42 +84,29 @@ class NgramModel:
             for k, level in enumerate(levels):
                 gram += padded[i - k] * digit
                 digit *= self._base
-                p = level.probability(gram, p, self._base)
+                p = level.probability(gram, gram // self._base, p)
             total -= math.log(p)
         return total
 
-    def perplexity(
-        self, documents: Iterable[Sequence[Hashable]], order: int | None = None
-    ) -> float:
-        """exp of the mean nats a token, EOS counted as a token."""
-        total, count = 0.0, 0
-        for tokens in documents:
-            total += self.nats(tokens, order)
-            count += len(tokens) + 1
-        if count == 0:
-            raise DataError("perplexity needs at least one document")
-        return math.exp(total / count)
 
+class Discounted:
+    """Counts of patterns, and the formula above for one of them; a pattern belongs to a context."""
 
-class _Level:
-    """The counts of one order: of k-grams, and of what follows each context."""
-
-    def __init__(self, counts: dict[int, int], base: int) -> None:
+    def __init__(self, counts: dict[Any, int], context_of: Callable[[Any], Hashable]) -> None:
         self.counts = counts
         seen = Counter(counts.values())
         self.discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5
-        self.totals: dict[int, int] = {}
-        self.kinds: Counter[int] = Counter(gram // base for gram in counts)
-        totals = self.totals
-        for gram, n in counts.items():
-            context = gram // base
-            totals[context] = totals.get(context, 0) + n
+        self.totals: defaultdict[Hashable, int] = defaultdict(int)
+        self.kinds: defaultdict[Hashable, int] = defaultdict(int)
+        for pattern, n in counts.items():
+            context = context_of(pattern)
+            self.totals[context] += n
+            self.kinds[context] += 1
 
-    def probability(self, gram: int, lower: float, base: int) -> float:
-        """The formula above, given p of the next lower order."""
-        context = gram // base
+    def probability(self, pattern: Hashable, context: Hashable, lower: float) -> float:
+        """p of the pattern's last token in its context, given p of the next lower order."""
         total = self.totals.get(context)
         if total is None:
             return lower
-        kept = max(self.counts.get(gram, 0) - self.discount, 0.0)
+        kept = max(self.counts.get(pattern, 0) - self.discount, 0.0)
         return (kept + self.discount * self.kinds[context] * lower) / total

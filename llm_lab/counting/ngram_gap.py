@@ -14,10 +14,11 @@ each of them falls back to the frequencies of the tokens, and these to the unifo
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 from llm_course.errors import DataError
+from llm_lab.counting.ngram import Discounted
 
 EDGE = None  # stands before the first token of a document and after the last one
 Context = tuple[Hashable, ...]
@@ -32,9 +33,9 @@ class GapModel:
         if vocabulary_size < 1:
             raise DataError(f"vocabulary_size must be at least 1, got {vocabulary_size}")
         self.width, self.vocabulary_size = width, vocabulary_size
-        self._frequency = _Counts(Counter())
+        self._frequency = _counts(Counter())
         self._left = self._right = self._frequency
-        self._both: list[_Counts] = []  # of widths 1, 2, ...
+        self._both: list[Discounted] = []  # of widths 1, 2, ...
 
     def fit(self, documents: Iterable[Sequence[Hashable]]) -> GapModel:
         """Count every token of every document with its neighbours."""
@@ -55,8 +56,8 @@ class GapModel:
                 counts.update(zip(*around, middle))
         if not frequency:
             raise DataError("a gap model needs at least one token")
-        self._frequency, self._left, self._right = map(_Counts, (frequency, left, right))
-        self._both = [_Counts(counts) for counts in both]
+        self._frequency, self._left, self._right = map(_counts, (frequency, left, right))
+        self._both = [_counts(seen) for seen in both]
         return self
 
     def probability(
@@ -75,14 +76,14 @@ class GapModel:
         def at(i: int) -> Hashable:
             return tokens[i] if 0 <= i < len(tokens) else EDGE
 
-        p = self._frequency.probability((), token, 1 / self.vocabulary_size)
+        p = self._frequency.probability((token,), (), 1 / self.vocabulary_size)
         if width == 0:
             return p
         sides = ((self._left, at(place - 1)), (self._right, at(place + 1)))
-        p = math.fsum(side.probability((other,), token, p) for side, other in sides) / 2
+        p = math.fsum(side.probability((other, token), (other,), p) for side, other in sides) / 2
         for k in range(1, width + 1):
-            around = [*range(place - k, place), *range(place + 1, place + 1 + k)]
-            p = self._both[k - 1].probability(tuple(map(at, around)), token, p)
+            around = (*map(at, range(place - k, place)), *map(at, range(place + 1, place + 1 + k)))
+            p = self._both[k - 1].probability((*around, token), around, p)
         return p
 
     def nats(
@@ -92,23 +93,6 @@ class GapModel:
         return -math.fsum(math.log(self.probability(tokens, place, width)) for place in places)
 
 
-class _Counts:
-    """What was seen in each context, and the discount."""
-
-    def __init__(self, counts: Counter[Context]) -> None:
-        self.counts = counts  # by context and token
-        seen = Counter(counts.values())
-        self.discount = seen[1] / (seen[1] + 2 * seen[2]) if seen[1] else 0.5
-        self.totals: defaultdict[Context, int] = defaultdict(int)
-        self.kinds: defaultdict[Context, int] = defaultdict(int)
-        for pattern, n in counts.items():
-            self.totals[pattern[:-1]] += n
-            self.kinds[pattern[:-1]] += 1
-
-    def probability(self, context: Context, token: Hashable, lower: float) -> float:
-        """The formula above, given p of the next smaller context."""
-        total = self.totals.get(context)
-        if not total:
-            return lower
-        kept = max(self.counts.get((*context, token), 0) - self.discount, 0.0)
-        return (kept + self.discount * self.kinds[context] * lower) / total
+def _counts(seen: Counter[Context]) -> Discounted:
+    """By context and token: the token stands last in a pattern."""
+    return Discounted(seen, lambda pattern: pattern[:-1])

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llm_course.generation.prepare import eval_mode
 from llm_course.generation.request import is_encoder_decoder
+from llm_course.generation.stepping import eval_mode
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.shapes import Float
-from llm_lab.pictures import attention_html
+from llm_lab.pictures.attention_html import attention_part
 from llm_lab.pictures.curves import FONT_SIZE
+from llm_lab.pictures.page_part import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,14 +45,17 @@ def attention_maps(
             `decoder_input_ids`.
 
     Raises:
-        ValueError: a part that the model does not have.
+        ValueError: a part that the model does not have, or a cache.
     """
     modules = _attentions(model, part)
+    if inputs.get("cache") is not None:
+        raise ValueError("attention_maps needs the whole text at once: cache must be None")
     found: dict[nn.Module, Tensor] = {}
 
     def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], _: Tensor) -> None:
         assert isinstance(module, MultiHeadAttention)
-        found[module] = module.weights(*args, **kwargs)
+        used = {name: kwargs[name] for name in ("mask", "causal") if name in kwargs}
+        found[module] = module.weights(*args, **used)
 
     hooks = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     try:
@@ -122,7 +126,7 @@ class AttentionView:
     title: str
 
     def _repr_html_(self) -> str:
-        return attention_html.page_part(
+        return attention_part(
             self.weights, self.tokens, self.key_tokens, self.layer, self.head, self.title
         )
 
@@ -134,13 +138,12 @@ class AttentionView:
 
     def plot(self) -> Figure:
         """The static twin for print: `plot_attention` of the layer and head of the start."""
-        shown = attention_html.visible
         return plot_attention(
             [w[None] for w in self.weights],
-            [shown(token) for token in self.tokens],
+            [visible(token) for token in self.tokens],
             layer=self.layer,
             head=self.head,
-            key_tokens=self.key_tokens and [shown(token) for token in self.key_tokens],
+            key_tokens=self.key_tokens and [visible(token) for token in self.key_tokens],
             title=self.title,
         )
 

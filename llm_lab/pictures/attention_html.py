@@ -1,50 +1,22 @@
-"""The HTML of the interactive attention view: text that is never markup, numbers, one page part.
+"""The HTML of the interactive attention view: codes for the weights, and the table of the start.
 
 The markup is the same on each machine; what a model has measured stands in one block between the
-`measured` markers. Styles and script stand in the output itself, so that it works alike in a page
-of the book, in JupyterLab and in the frame of a Colab output. Nothing has an id: two views, even of
-the same tokens, cannot collide.
+`measured` markers.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import unicodedata
 from collections.abc import Iterator, Sequence
-from html import escape
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
 from llm_course.shapes import Float, Int
 from llm_lab.pictures.measured import measured_html
+from llm_lab.pictures.page_part import folded, html_table, json_script, page_part, visible
 
-LONGEST_TOKEN = 40  # characters that are shown; the rest is an ellipsis
-SHOWN = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\0": "␀"}
-UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"}  # categories that a page does not show
-JOINERS = "\u200c\u200d"  # Persian and emoji need them inside a token
 MASKED = "–"  # in a table; in the page the pattern says it too
-
-
-def visible(token: str) -> str:
-    """The token as text that can be seen: blanks and controls by a sign or by their number."""
-    shown = []
-    for i, char in enumerate(token[: LONGEST_TOKEN + 1]):
-        inside = 0 < i < len(token) - 1
-        if char in SHOWN:
-            shown.append(SHOWN[char])
-        elif unicodedata.category(char) in UNSEEN and not (char in JOINERS and inside):
-            shown.append(f"⟨U+{ord(char):04X}⟩")
-        else:
-            shown.append(char)
-    if shown and unicodedata.combining(token[0]):
-        shown.insert(0, "◌")  # a mark needs something to stand on
-    text = "".join(shown)
-    if len(text) > LONGEST_TOKEN:
-        text = text[: LONGEST_TOKEN - 1] + "…"
-    return text or "∅"
 
 
 def hundredths(weights: Sequence[Float[Tensor, "H T S"]]) -> Int[Tensor, "L H T S"]:
@@ -56,14 +28,6 @@ def hundredths(weights: Sequence[Float[Tensor, "H T S"]]) -> Int[Tensor, "L H T 
 
 def number(code: int) -> str:
     return MASKED if code == 0 else f"{(code - 1) / 100:.2f}"
-
-
-def json_script(name: str, value: object) -> str:
-    """Data for the script; no character of it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    for char in "<>&":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return f'<script type="application/json" class="{name}">{text}</script>'
 
 
 def _rows(
@@ -96,20 +60,10 @@ def table(
             f"(column). {MASKED} means masked."
         )
         columns = list(keys)
-    names = "".join(f'<th scope="col">{escape(c)}</th>' for c in ["token", *columns])
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, cells in _rows(codes, head, queries, keys)
-    )
-    return (
-        f"<table><caption>{caption}</caption><thead><tr>{names}</tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
-    )
+    return html_table(caption, ["token", *columns], _rows(codes, head, queries, keys))
 
 
-def page_part(
+def attention_part(
     weights: Sequence[Float[Tensor, "H T S"]],
     tokens: Sequence[str],
     key_tokens: Sequence[str] | None,
@@ -121,12 +75,7 @@ def page_part(
     queries = [visible(token) for token in tokens]
     keys = None if key_tokens is None else [visible(token) for token in key_tokens]
     codes = hundredths(weights)
-    spec = {
-        "queries": queries,
-        "keys": keys,
-        "layers": len(codes),
-        "heads": codes.shape[1],
-    }
+    spec = {"queries": queries, "keys": keys, "layers": len(codes), "heads": codes.shape[1]}
     # A head that a measure has found may be another one on another machine.
     start = {
         "layer": layer,
@@ -137,26 +86,9 @@ def page_part(
         json_script("llm-av-weights", start)
         + table(codes[layer], layer, head, queries, queries if keys is None else keys)
     )
-    return _frame(title, json_script("llm-av-spec", spec), measured)
-
-
-def _frame(title: str, spec: str, measured: str) -> str:
-    here = files("llm_lab.pictures")
-    style = here.joinpath("attention_view.css").read_text(encoding="utf-8")
-    script = here.joinpath("attention_view.js").read_text(encoding="utf-8")
-    name = "Attention view" + (f": {title}" if title else "")
-    heading = f'<p class="llm-av-title">{escape(title)}</p>\n' if title else ""
-    return (
-        '<div class="llm-av mathjax_ignore tex2jax_ignore" role="group" '
-        f'aria-label="{escape(name)}">\n'
-        f"<style>\n{style}</style>\n"
-        f"{heading}"
-        '<p class="llm-av-note">Where scripts run, this is an interactive view. '
-        "The table shows how it begins.</p>\n"
-        f"{spec}\n"
-        '<details class="llm-av-details" open><summary>The numbers as a table</summary>\n'
-        '<div class="llm-av-scroll" role="region" aria-label="The numbers as a table" '
-        f'tabindex="0">{measured}</div></details>\n'
-        f"<script>\n{script}</script>\n"
-        "</div>"
-    )
+    note = "Where scripts run, this is an interactive view. The table shows how it begins."
+    parts = [
+        json_script("llm-av-spec", spec),
+        folded("llm-av", "The numbers as a table", measured, opened=True),
+    ]
+    return page_part("attention", "llm-av", title, note=note, parts=parts)

@@ -27,7 +27,6 @@ def plot_losses(
     floor: float | None = None,
     baselines: Mapping[str, float] | None = None,
     title: str = "",
-    x_label: str = "updates",
     y_label: str = "loss (nats per token)",
 ) -> Figure:
     """Draw losses over the updates, with labelled horizontal lines for what they compare to.
@@ -44,7 +43,7 @@ def plot_losses(
     named = dict(curves) if isinstance(curves, Mapping) else {"": curves}
     if not named:
         raise ValueError("curves must hold at least one curve, got none")
-    figure, axes = _figure(title, x_label, y_label)
+    figure, axes = _figure(title, "updates", y_label)
     for i, (name, curve) in enumerate(named.items()):
         xs, ys = _points(name, curve)
         dash = DASHES[(i // len(PALETTE) + i) % len(DASHES)]

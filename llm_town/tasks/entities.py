@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -49,24 +48,6 @@ def bio_tags(document: Document) -> tuple[str, ...]:
         else:
             tags.append(("B-" if start <= entity.start else "I-") + entity.type)
     return tuple(tags)
-
-
-def tagged_spans(text: str, tags: Iterable[str]) -> list[tuple[int, int, str]]:
-    """The (start, end, type) that tags say; DataError for an I- that continues nothing."""
-    tokens = tokenize(text)
-    found: list[tuple[int, int, str]] = []
-    kind = ""  # of the entity that the token before belongs to
-    for token, start, tag in zip(tokens, token_starts(text, tokens), tags, strict=True):
-        end = start + len(re.sub("'s$", "", token))
-        begin, _, new = tag.partition("-")
-        if begin == "B":
-            found.append((start, end, new))
-        elif begin == "I" and new == kind:
-            found[-1] = (found[-1][0], end, new)
-        elif tag != "O":
-            raise DataError(f"the tag {tag!r} of {token!r} at character {start} continues nothing")
-        kind = new
-    return found
 
 
 def examples(n: int, seed: int = 0, split: str = "train", shift: str = "none") -> Iterator[Example]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from llm_town.document import Derivation, Document, render, surfaces
-from llm_town.grammar import Grammar, town
+from llm_town.grammar import town
 from llm_town.lexicon import Table
 
 SLOT = re.compile(r"\{(\w+)(?:\.(\w+\^?))?\}")
@@ -29,9 +29,9 @@ class Mention(NamedTuple):
     end: int
 
 
-def drawn(derivation: Derivation, grammar: Grammar | None = None) -> dict[str, Drawn]:
+def drawn(derivation: Derivation) -> dict[str, Drawn]:
     """The names of the slots with the words drawn for them; the first word, where there are two."""
-    grammar = grammar or town()
+    grammar = town()
     found: dict[str, Drawn] = {}
     for sentence in derivation.sentences:
         for slot, word in zip(grammar.clauses[sentence.clause].slots, sentence.fillers):
@@ -40,9 +40,9 @@ def drawn(derivation: Derivation, grammar: Grammar | None = None) -> dict[str, D
     return found
 
 
-def mentions(document: Document, grammar: Grammar | None = None) -> Iterator[Mention]:
+def mentions(document: Document) -> Iterator[Mention]:
     """Where each drawn word stands, in the order of the text and without its article."""
-    grammar = grammar or town()
+    grammar = town()
     offset = 0
     for sentence in document.derivation.sentences:
         clause = grammar.clauses[sentence.clause]
@@ -58,7 +58,7 @@ def mentions(document: Document, grammar: Grammar | None = None) -> Iterator[Men
         offset += len(render(sentence, grammar)) + 1  # the space between sentences
 
 
-def fill(pattern: str, words: Mapping[str, str], grammar: Grammar | None = None) -> str:
+def fill(pattern: str, words: Mapping[str, str]) -> str:
     """A pattern with its slots filled: "{hero} lost {thing.a}." -> "Mara lost a ring."."""
-    entries = (grammar or town()).entries
+    entries = town().entries
     return SLOT.sub(lambda match: entries[words[match[1]]].forms[match[2] or ""], pattern)

@@ -60,9 +60,9 @@ def template(sentence: Sentence, grammar: Grammar | None = None) -> tuple[str, s
     return None
 
 
-def held_out_template(sentence: Sentence, grammar: Grammar | None = None) -> bool:
+def held_out_template(sentence: Sentence) -> bool:
     """Whether training never shows this clause with this word, though it shows both."""
-    grammar = grammar or town()
+    grammar = town()
     found = template(sentence, grammar)
     return found is not None and _places(grammar)[found[1]] >= PLACES and held_out(found)
 
@@ -111,13 +111,13 @@ def cut_names(text: str, grammar: Grammar | None = None) -> str:
     return re.sub(r"\b([A-Z][a-z]+)('s)?", spelled, text)
 
 
-def links(sentence: Sentence, grammar: Grammar | None = None) -> list[Link]:
+def links(sentence: Sentence) -> list[Link]:
     """Which stretch of `cut_names(english)` became which stretch of the Chinese.
 
     Names go syllable by syllable, other words whole and without their article. Pronouns, measure
     words and what the clause itself says have no link.
     """
-    grammar = grammar or town()
+    grammar = town()
     words: dict[str, list[tuple[tuple[int, int], str]]] = {}
     place, clause = 0, grammar.clauses[sentence.clause]
     before = clause.english.split("%s")

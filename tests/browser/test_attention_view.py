@@ -23,7 +23,7 @@ from browser_pages import PHONE, Watched, document, violations
 from torch import Tensor
 
 from llm_lab.pictures.attention import attention_view
-from llm_lab.pictures.attention_html import visible
+from llm_lab.pictures.page_part import visible
 
 pytestmark = pytest.mark.browser
 

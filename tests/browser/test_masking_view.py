@@ -11,8 +11,8 @@ import pytest
 from attention_cases import HOSTILE
 from browser_pages import PHONE, Watched, document, violations
 
-from llm_lab.pictures.attention_html import visible
 from llm_lab.pictures.masking import MaskingView, masking_view
+from llm_lab.pictures.page_part import visible
 
 pytestmark = pytest.mark.browser
 

@@ -21,11 +21,12 @@ from llm_course import GPT, GPTConfig, T5Config, Tokenizer, TrainConfig, generat
 from llm_course.batches.batching import BlockBatches, DocumentBatches
 from llm_course.cli import main
 from llm_course.configs import DataConfig, TransformerConfig
-from llm_course.data.sources import read_documents
+from llm_course.data.corpora import read_documents
 from llm_course.errors import CheckpointError, ConfigError, DataError, RunInUseError, WeightsError
 from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
 from llm_course.models.gpt import GPTBlock
-from llm_course.recipes.pretrain_gpt import pretrain_gpt_command, settings
+from llm_course.presets import find_preset
+from llm_course.recipes.pretrain_gpt import pretrain_gpt_command
 from llm_course.recipes.sample import generate_command, load_for_generation, sample_texts
 
 pytestmark = pytest.mark.unchecked  # a shape check would refuse some inputs before we do
@@ -151,15 +152,17 @@ def pretrain(**options: Any) -> Callable[[Path], object]:
         (tmp / "mine.txt").write_text("a fine text of some words\n" * 40)
         (tmp / "rows.csv").write_text("text,label\n" + "some words,1\nother words,2\n" * 20)
         (tmp / "a_file").write_text("")
-        given = {name: value for name, value in options.items() if name != "out"}
+        given = {"device": "cpu", **{n: v for n, v in options.items() if n != "out"}}
         if "data_files" in given:
             given["data_files"] = tuple(str(tmp / name) for name in given["data_files"])
         out = str(tmp / options.get("out", "run"))
-        pretrain_gpt_command(
-            **{"preset": "cpu", "resume": False, "device": "cpu", **given, "out": out}
-        )
+        pretrain_gpt_command(preset="cpu", resume=False, out=out, options=given)
 
     return start
+
+
+def with_options(**options: Any) -> object:
+    return find_preset("gpt", "cpu").with_options(options)
 
 
 def prompted(**options: Any) -> Callable[[Path], object]:
@@ -270,11 +273,11 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
         ConfigError,
         "patience = 3.*eval_every.*0",
     ),
-    ("unknown option", lambda t: settings("cpu", {"n_layer": 3}), ConfigError, "n_layer"),
-    ("unknown preset", lambda t: settings("h100", {}), ConfigError, "cpu, t4, h200.*h100"),
+    ("unknown option", lambda t: with_options(n_layer=3), ConfigError, "n_layer"),
+    ("unknown preset", lambda t: find_preset("gpt", "h100"), ConfigError, "cpu, t4, h200.*h100"),
     (
         "file and hub",
-        lambda t: settings("cpu", {"data_files": ("a",), "dataset": "b"}),
+        lambda t: with_options(data_files=("a",), dataset="b"),
         ConfigError,
         "not both",
     ),
@@ -397,13 +400,13 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
     ("NUL", reading("n.txt", b"fine\na\x00b"), DataError, "n.txt: line 2, byte 2: NUL"),
     ("unknown ending", reading("a.pdf", b"x"), DataError, r"a.pdf.*\.txt"),
     ("a folder", lambda t: read_documents([t]), DataError, "a folder; name the files"),
-    ("column of a text", reading("t.txt", b"x", column="text"), DataError, "column='text'.*csv"),
+    ("column of a text", reading("t.txt", b"x", column="text"), DataError, "='text' is for tables"),
     ("a column twice", reading("d.csv", b"text,text\na,b\n"), DataError, "d.csv: line 1.*'text'"),
     (
         "which column",
         reading("q.csv", b"a,b\n1,2\n"),
         DataError,
-        "q.csv: name the column.*'a', 'b'",
+        "q.csv: line 2: name the column.*'a', 'b'",
     ),
     (
         "a number for a text",
@@ -522,19 +525,25 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
         "corrupt checkpoint",
         corrupt_checkpoint,
         CheckpointError,
-        r"step-00000002/model.safetensors is damaged: its SHA-256",
+        r"step-00000002 is damaged: SHA256SUMS does not agree with shard-.*safetensors",
     ),
     (
         "checkpoint cut short",
-        broken_checkpoint("optimizer.safetensors", lambda data: data[:-7]),
+        broken_checkpoint("shard-*.safetensors", lambda data: data[:-7]),
         CheckpointError,
-        r"optimizer.safetensors is damaged: \d+ bytes, its manifest says \d+",
+        r"step-00000002 is damaged: SHA256SUMS does not agree with shard-.*safetensors",
     ),
     (
-        "manifest that was edited",
-        broken_checkpoint("manifest.json", lambda data: data.replace(b'"step": 2', b'"step": 3')),
+        "state that was edited",
+        broken_checkpoint("state.json", lambda data: data.replace(b'"step": 2', b'"step": 3')),
         CheckpointError,
-        "manifest.json is damaged: it does not match its own seal",
+        "step-00000002 is damaged: SHA256SUMS does not agree with state.json",
+    ),
+    (
+        "list of hashes that was edited",
+        broken_checkpoint("SHA256SUMS", lambda data: data + b"\n"),
+        CheckpointError,
+        "step-00000002 is damaged: SHA256SUMS was changed",
     ),
     (
         "resume with another lr",
@@ -554,7 +563,8 @@ UPDATES_BEFORE = {
     "nothing counted": 1,  # the counts are known after the forward pass; no weight has moved
     "corrupt checkpoint": 2,
     "checkpoint cut short": 2,
-    "manifest that was edited": 2,
+    "state that was edited": 2,
+    "list of hashes that was edited": 2,
     "resume with another lr": 2,
     "resume with other data": 2,
     "resume with another model": 2,
@@ -603,11 +613,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         lambda tmp: run(tmp),
         lambda tmp: run(tmp, resume=True, lr=0.5),
-        lambda tmp: run(tmp, resume=True, max_steps=4),
+        lambda tmp: run(tmp, resume=True, weight_decay=0.2),
         lambda tmp: pretrain()(tmp),
         lambda tmp: pretrain(resume=True, documents=20, vocab_size=300)(tmp),
     ],
-    ids=["again", "another lr", "more steps", "command", "command, resumed"],
+    ids=["again", "another lr", "another decay", "command", "command, resumed"],
 )
 def test_a_refused_run_leaves_an_earlier_one_as_it_was(
     refused: Callable[[Path], object], tmp_path: Path

@@ -1,34 +1,20 @@
-"""The command line: help without torch, the same options without tyro, whole runs, clear errors."""
+"""The command line: help without torch, the options of the settings, whole runs, clear errors."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from llm_course.cli import COMMANDS, main, parse, parse_plainly
-
-COMMAND_LINES = [
-    ["doctor"],
-    ["pretrain", "gpt", "--preset", "t4", "--max-steps", "5", "--lr", "0.01", "--resume"],
-    ["pretrain", "gpt", "--data-files", "a.txt", "b.txt", "--compile", "no", "--tokenizer", "char"],
-    ["pretrain", "bert", "--whole-words", "--no-next-sentence", "--max-steps", "5"],
-    ["finetune", "bert", "--task", "pair", "--data-files", "a.csv", "b.csv", "--train-blocks", "0"],
-    ["finetune", "bert", "--text-column", "#1 String", "--keep-best", "--epochs", "2", "--resume"],
-    ["predict", "--question", "Who?", "--context", "Mara.", "--overwrite", "--out", "a.jsonl"],
-    ["fill-mask", "--text", "The [MASK]", "--top", "3"],
-    ["generate", "--prompt", "The", "--temperature", "0.5", "--top-k", "3", "--samples", "2"],
-    ["record", "--name", "gpt_town", "--tiny"],
-    ["record", "--list"],
-]
-
-
-@pytest.mark.parametrize("words", COMMAND_LINES)
-def test_a_machine_without_tyro_reads_the_same_options(words: list[str]) -> None:
-    assert parse_plainly(list(words)) == parse(list(words))
+from llm_course.cli import COMMANDS, main, parse
+from llm_course.presets import find_preset
 
 
 @pytest.mark.parametrize(
@@ -52,12 +38,62 @@ def test_help_needs_no_torch(words: list[str]) -> None:
     assert "usage" in done.stdout.lower()
 
 
-def test_every_option_of_pretrain_that_is_not_obvious_has_a_help_text() -> None:
-    program = "from llm_course.cli import main; main(['pretrain', 'gpt', '--help'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    text = " ".join(done.stdout.replace("│", " ").split())
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--help"])
+    assert not done.value.code
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_has_the_comments_of_the_settings_and_the_values_of_the_preset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = help_of(capsys, "pretrain", "gpt")
     for phrase in ("Colab's free GPU", "newest verified checkpoint", "continuous text"):
         assert phrase in text
+    for preset in ("cpu", "t4", "h200"):
+        chosen = find_preset("gpt", preset)
+        text = help_of(capsys, "pretrain", "gpt", f"--preset={preset}")
+        for name, value in (
+            ("--d-model INT", chosen.model.d_model),
+            ("--vocab-size INT", chosen.data.vocab_size),
+            ("--max-steps INT", chosen.train.max_steps),
+        ):
+            assert re.search(rf"{name} [^(]*\(default: {value}\)", text), (name, value)
+
+
+@pytest.mark.parametrize("family", ["gpt", "bert"])
+def test_every_setting_of_a_preset_is_one_option(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(capsys, "pretrain", family)
+    options = re.findall(r"--([a-z0-9-]+)[ ,]", text)
+    preset = find_preset(family, "cpu")
+    names = {f.name for part in vars(preset).values() for f in dataclasses.fields(part)}
+    names = {name for name in names if not name.endswith("_token_id")}  # of the tokenizer
+    assert {name.replace("_", "-") for name in names} <= set(options)
+    for name in ("seed", "vocab-size"):
+        assert len(re.findall(rf"--{name} INT", text)) == 1
+
+
+def test_a_misspelt_option_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["pretrain", "gpt", "--max-step", "3"])
+    assert refused.value.code == 2
+    assert "--max-steps" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        main(["pretrian", "gpt"])
+    assert refused.value.code == 2
+    assert "did you mean 'pretrain gpt'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_function_of_each_command_takes_its_options(name: str) -> None:
+    own, function, family = COMMANDS[name]
+    module, called = function.split(":")
+    taken = inspect.signature(getattr(importlib.import_module(f"llm_course.{module}"), called))
+    given = {field.name for field in dataclasses.fields(own)} | ({"options"} if family else set())
+    taken.bind(**dict.fromkeys(given))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

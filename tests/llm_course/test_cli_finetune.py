@@ -238,7 +238,7 @@ def test_predictions_that_cannot_be_are_refused(
         ([*model, "--text", "a"], "needs --question and --context (or --data-files), got --text"),
         ([*model, "--question", "a"], "got --question"),
         ([*model, "--question", " ", "--context", "b"], "--question must hold text, got ' '"),
-        ([*model, "--data-files", train], "'context' for the context"),
+        ([*model, "--data-files", train], "no column 'context'"),
         ([*model, "--data-files", train, "--text", "a"], "not both"),
         ([*model, "--data-files", train, "--out", str(tmp_path)], "is a directory"),
         ([*given, train], "one of the data files"),

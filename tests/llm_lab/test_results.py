@@ -29,9 +29,9 @@ def test_a_stored_result_names_command_commit_device_and_versions(name: str) -> 
     assert {"command", "commit", "device", "versions", "threads"} <= result.keys()
 
 
-def test_a_result_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_result_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(DataError, match=r"no stored result 'none'.*record --name none"):
-        load_result("none", tmp_path)
+        load_result("none")
     with pytest.raises(DataError, match=r"got '\.\./secret'"):
         load_result("../secret")
 
@@ -54,8 +54,9 @@ def test_without_a_clone_the_result_comes_from_the_repository(
         asked.append(address)
         return Answer()
 
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "absent")
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    assert load_result("town", tmp_path / "absent") == {"name": "town"}
+    assert load_result("town") == {"name": "town"}
     place = colab.REPOSITORY
     assert asked == [f"https://raw.githubusercontent.com/{place}/{colab.TAG}/results/town.json"]
 
@@ -64,7 +65,7 @@ def test_without_a_clone_the_result_comes_from_the_repository(
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     with pytest.raises(DataError, match="no network"):
-        load_result("town", tmp_path / "absent")
+        load_result("town")
 
 
 # ---- checkpoints --------------------------------------------------------------------------------
@@ -85,8 +86,9 @@ def stored(folder: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory that a web server would serve; the cache of the user is a new one."""
+    """What a web server would serve to someone without a clone, whose cache is a new one."""
     served = stored(tmp_path / "served", FILES)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "absent")
     monkeypatch.setattr(results, "ADDRESS", served.as_uri())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return served
@@ -103,48 +105,54 @@ def test_a_stored_checkpoint_gives_a_model_in_float32_with_its_tokenizer(name: s
     assert load_result(name)["model"] == model.config.to_dict()
 
 
-def test_a_checkpoint_of_a_clone_is_used_where_it_lies(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_clone_is_used_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = stored(tmp_path / "results", FILES)
-    assert load_checkpoint("mine", folder) == folder / "mine"
+    monkeypatch.setattr(results, "RESULTS", folder)
+    assert load_checkpoint("mine") == folder / "mine"
     (folder / "mine" / "model.safetensors").write_bytes(bytes(200))
     with pytest.raises(DataError, match=r"model\.safetensors.*not the file.*record --name mine"):
-        load_checkpoint("mine", folder)
+        load_checkpoint("mine")
     (folder / "mine" / "config.json").unlink()
     with pytest.raises(DataError, match=r"config\.json.*cannot be read"):
-        load_checkpoint("mine", folder)
+        load_checkpoint("mine")
 
 
-def test_without_a_clone_a_checkpoint_is_fetched_once(
-    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    absent = tmp_path / "absent"
-    directory = load_checkpoint("mine", absent)
+def test_without_a_clone_a_checkpoint_is_fetched_once(host: Path, tmp_path: Path) -> None:
+    directory = load_checkpoint("mine")
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == FILES
     assert directory.parent == tmp_path / "cache" / "llm_course"
     for name in FILES:
         (host / "mine" / name).unlink()  # the second time, only the result is read
-    assert load_checkpoint("mine", absent) == directory
+    assert load_checkpoint("mine") == directory
     assert list(directory.parent.iterdir()) == [directory]
     (directory / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config\.json.*delete .* and try again"):
-        load_checkpoint("mine", absent)
+        load_checkpoint("mine")
 
 
 def test_a_fetched_file_that_is_another_one_is_refused_and_not_kept(
     host: Path, tmp_path: Path
 ) -> None:
     (host / "mine" / "model.safetensors").write_bytes(bytes(200))
-    with pytest.raises(DataError, match=r"model\.safetensors.*not the file"):
-        load_checkpoint("mine", tmp_path / "absent")
-    assert not list((tmp_path / "cache" / "llm_course").iterdir())
+    with pytest.raises(DataError, match=r"model\.safetensors.*'mine'.*invalid hash"):
+        load_checkpoint("mine")
     (host / "mine" / "model.safetensors").unlink()
     with pytest.raises(DataError, match=r"'mine' could not be fetched.*record --name mine"):
-        load_checkpoint("mine", tmp_path / "absent")
+        load_checkpoint("mine")
+    (kept,) = (tmp_path / "cache" / "llm_course").iterdir()
+    assert [path.name for path in kept.iterdir()] == ["config.json"]  # no part of the other
+    (host / "mine" / "model.safetensors").write_bytes(FILES["model.safetensors"])
+    assert load_checkpoint("mine") == kept  # it goes on from there
 
 
-def test_a_run_without_a_checkpoint_and_a_name_with_a_path_are_refused(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_and_a_name_with_a_path_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match="'town' has kept no checkpoint"):
         load_checkpoint("town")
     (tmp_path / "mine.json").write_text(json.dumps({"checkpoint": {"../mine.txt": "0"}}))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     with pytest.raises(DataError, match=r"plain file names, got '\.\./mine\.txt'"):
-        load_checkpoint("mine", tmp_path)
+        load_checkpoint("mine")

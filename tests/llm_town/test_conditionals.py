@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_course.errors import DataError
 from llm_town import (
     Document,
     ParseError,
@@ -17,6 +16,7 @@ from llm_town import (
     town,
 )
 from llm_town.conditionals import conditional, given, word_spans
+from llm_town.errors import DataError
 from llm_town.parse import clauses_around, plot_of
 from llm_town.references import references
 from llm_town.vocabulary import vocabulary

@@ -16,13 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from llm_course.tokenizers.kinds import SPECIAL_TOKENS, check_vocab_size, untrained
 from llm_course.tokenizers.scratch.bpe import Pair, learn_merges
-from llm_course.tokenizers.words import (
-    check_ids,
-    check_not_text,
-    count_characters,
-    count_words,
-    word_cutter,
-)
+from llm_course.tokenizers.words import check_ids, check_texts, count_words, word_cutter
 
 SPECIAL = SPECIAL_TOKENS["wordpiece"]
 PREFIX = "##"
@@ -47,33 +41,26 @@ def first_split(word: str, alphabet: set[str]) -> list[str]:
 class WordPiece:
     """WordPiece: `vocab` maps pieces to ids; `merges` are the joins that made the vocabulary."""
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: Sequence[Pair] = (),
-        *,
-        lowercase: bool = False,
-        max_word: int = 100,
-    ) -> None:
+    def __init__(self, vocab: dict[str, int], merges: Sequence[Pair] = ()) -> None:
         self.vocab, self.merges = vocab, list(merges)
-        self.max_word = max_word  # longer words become [UNK]
+        self.max_word = 100  # longer words become [UNK]
         self.pieces = sorted(vocab, key=vocab.__getitem__)
-        self._cut = word_cutter("wordpiece", lowercase)
+        self._cut = word_cutter("wordpiece")
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, *, lowercase: bool = False) -> WordPiece:
+    def train(cls, texts: Iterable[str], vocab_size: int) -> WordPiece:
         """Ids: special tokens, characters with "##", characters without, one piece for each join.
 
         At most half of the vocabulary goes to characters. The encoder does not use the joins.
         """
         check_vocab_size("wordpiece", vocab_size)
-        cut = word_cutter("wordpiece", lowercase)
-        check_not_text(texts)
-        texts = list(texts)  # they are read twice
-        counts = count_words(texts, cut)
+        texts = check_texts(texts)
+        counts = count_words(texts, word_cutter("wordpiece"))
         limit = max(1, (vocab_size - len(SPECIAL)) // 4)
-        split = untrained("wordpiece").pre_tokenizer.pre_tokenize_str
-        common = common_characters(count_characters(texts, "wordpiece", lowercase), limit)
+        cutter = untrained("wordpiece")
+        split = cutter.pre_tokenizer.pre_tokenize_str
+        characters = Counter(c for text in texts for c in cutter.normalizer.normalize_str(text))
+        common = common_characters(characters, limit)
         alphabet = sorted(c for c in common if split(c))  # a space is in no word
         inside = [c for c in alphabet if len(split("a" + c)) == 1]  # signs never continue a word
         first = [*SPECIAL, *(PREFIX + c for c in inside), *alphabet]
@@ -82,7 +69,7 @@ class WordPiece:
         splits = [first_split(word, known) for word in counts]
         frequencies = list(counts.values())
         merges = learn_merges(splits, frequencies, vocab, vocab_size, join_wordpieces)
-        return cls(vocab, merges, lowercase=lowercase)
+        return cls(vocab, merges)
 
     def split_word(self, word: str) -> list[str]:
         """Take the longest piece that fits, from left to right; one gap makes the word [UNK]."""

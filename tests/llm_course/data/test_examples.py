@@ -1,17 +1,15 @@
-"""Labelled examples: Town's, those of files, their checks, and a test set that opens once."""
+"""Labelled examples: Town's, what is none, splits, and a test set that opens once."""
 
 from __future__ import annotations
 
-import json
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import (
-    TASKS,
+    KINDS,
     Answer,
     HeldOut,
     QuestionExample,
@@ -27,28 +25,10 @@ from llm_course.data.examples import (
 from llm_course.errors import ConfigError, DataError, HeldOutError
 from llm_course.training.scores import entities
 
-CONTEXT = "Mara sold a ring to Oren."
-
-
-def squad(**changes: Any) -> str:
-    row = {
-        "question": "Who sold it?",
-        "context": CONTEXT,
-        "answers": {"text": ["Mara"], "answer_start": [0]},
-    }
-    return json.dumps({**row, **changes}) + "\n"
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
 # Town
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_the_splits_of_town_are_usable_and_have_no_text_in_common(task: str) -> None:
     splits = town_splits(task, 60, 20)
     with warnings.catch_warnings():
@@ -75,208 +55,6 @@ def test_a_task_that_is_none_is_refused_with_the_nearest() -> None:
         town_examples("clasifie", 1)
     with pytest.raises(DataError, match="shift must be 'none' for the split 'train'"):
         town_examples("qa", 1, 0, "train", "unseen_name")
-
-
-# Files
-
-
-def test_one_set_of_examples_is_read_alike_from_every_form(tmp_path: Path) -> None:
-    rows = [('good, "really"', "1"), ("schlecht ☹", "0")]
-    wanted = [TextExample(text, label) for text, label in rows]
-    files = {
-        "a.csv": 'text,label\n"good, ""really""",1\nschlecht ☹,0\n',
-        "a.tsv": '\ufefflabel\ttext\n1\tgood, "really"\n0\tschlecht ☹\n',
-        "a.jsonl": "".join(json.dumps({"text": t, "label": int(n)}) + "\n" for t, n in rows),
-        "a.json": json.dumps([{"text": t, "label": n} for t, n in rows]),
-        "b.csv": 'Review,Stars,text\n"good, ""really""",1,x\nschlecht ☹,0,y\n',
-    }
-    for name, content in files.items():
-        columns = Columns(text="Review", label="Stars") if name == "b.csv" else None
-        found = read_examples("classify", file(tmp_path, name, content), columns)
-        assert found == wanted, name
-    places = [e.place for e in read_examples("classify", tmp_path / "a.csv")]
-    assert places == [f"{tmp_path / 'a.csv'}: line 2", f"{tmp_path / 'a.csv'}: line 3"]
-    both = read_examples("classify", [tmp_path / "a.csv", tmp_path / "a.json"])
-    assert both == wanted * 2
-    assert read_examples("classify", tmp_path / "a.csv", labelled=False)[0].label is None
-
-
-def test_labels_of_json_are_names_of_classes(tmp_path: Path) -> None:
-    values = [1, "1", 1.0, True, "yes ", -2]
-    lines = "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in values)
-    found = read_examples("classify", file(tmp_path, "a.jsonl", lines))
-    assert [e.label for e in found] == ["1", "1", "1", "true", "yes", "-2"]
-
-
-def test_pairs_and_tags_and_questions_are_read(tmp_path: Path) -> None:
-    path = file(tmp_path, "p.csv", "sentence1,sentence2,label\nA b,C d,same\n")
-    assert read_examples("pair", path) == [TextExample("A b", "same", "C d")]
-    tagged = TaggedExample(("Mara", "won"), ("B-PER", "O"))
-    path = file(tmp_path, "t.jsonl", '{"tokens": ["Mara", "won"], "ner_tags": ["B-PER", "O"]}\n')
-    assert read_examples("tag", path) == [tagged]
-    path = file(tmp_path, "t.csv", "words,tags\nMara won,B-PER O\n")
-    assert read_examples("tag", path) == [tagged]
-    conll = "-DOCSTART- -X- O\n\nMara NNP B-PER\nwon VBD O\n\n\nMara NNP B-PER\r\nwon VBD O"
-    assert read_examples("tag", file(tmp_path, "t.conll", conll)) == [tagged, tagged]
-    path = file(tmp_path, "w.conll", "Mara\nwon\n")
-    assert read_examples("tag", path, labelled=False) == [TaggedExample(("Mara", "won"))]
-
-
-def test_every_form_of_an_answer_is_one_example(tmp_path: Path) -> None:
-    wanted = [QuestionExample("Who sold it?", CONTEXT, (Answer("Mara", 0),))]
-    qa = {"question": "Who sold it?", "answers": [{"text": "Mara", "answer_start": 0}]}
-    gone = {"question": "Who ate it?", "answers": [], "is_impossible": True}
-    nested = {"data": [{"paragraphs": [{"context": CONTEXT, "qas": [gone, qa]}]}]}
-    forms = {
-        "a.jsonl": squad(),
-        "b.jsonl": squad(answers=[{"text": "Mara", "answer_start": 0}]),
-        "c.jsonl": squad(answers={"text": ["Mara"]}),
-        "d.jsonl": squad(answers="Mara"),
-        "e.csv": f"question,context,answer,answer_start\nWho sold it?,{CONTEXT},Mara,0\n",
-        "f.csv": f"question,context,answer\nWho sold it?,{CONTEXT},Mara\n",
-        "g.json": json.dumps([json.loads(squad())]),
-    }
-    for name, content in forms.items():
-        assert read_examples("qa", file(tmp_path, name, content)) == wanted, name
-    with pytest.warns(UserWarning, match="left out 1 questions without an answer"):
-        found = read_examples("qa", file(tmp_path, "h.json", json.dumps(nested, indent=1)))
-    assert found == wanted
-    assert found[0].place.endswith("h.json: question 2")
-    assert len(read_examples("qa", tmp_path / "h.json", labelled=False)) == 2
-
-
-BAD_FILES = [
-    ("ragged", "classify", "a.csv", "text,label\na,1\nb\n", r"a\.csv: line 3: 1 fields, the .* 2"),
-    ("open quote", "classify", "a.csv", 'text,label\n"a,1\n', r"a\.csv: line 2"),
-    ("empty file", "classify", "a.csv", "", r"a\.csv: is empty"),
-    ("header only", "classify", "a.csv", "text,label\n", r"a\.csv: has no examples"),
-    ("no column", "classify", "a.csv", "review,label\na,1\n", "'text' or 'sentence' for the text"),
-    ("the columns", "classify", "a.csv", "review,label\na,1\n", "there are 'review', 'label'"),
-    ("no label", "classify", "a.csv", "text,stars\na,1\n", "for the label; .*--label-column"),
-    ("empty text", "classify", "a.csv", "text,label\n a,1\n  ,0\n", "line 3: .*'text' is empty"),
-    ("empty label", "classify", "a.csv", "text,label\na,1\nb,\n", "line 3: .*'label' is empty"),
-    ("null text", "classify", "a.jsonl", '{"text": null, "label": 1}', "'text' holds nothing"),
-    ("a number", "classify", "a.jsonl", '{"text": 3, "label": 1}', r"holds 3 \(int\)"),
-    (
-        "a list",
-        "classify",
-        "a.jsonl",
-        '{"text": "a", "label": [1]}',
-        r"\(list\), expected the name",
-    ),
-    ("half", "classify", "a.jsonl", '{"text": "a", "label": 0.5}', r"0\.5 \(float\)"),
-    (
-        "gone later",
-        "classify",
-        "a.jsonl",
-        '{"text": "a", "label": 1}\n{"text": "a", "labels": 1}\n',
-        r"line 2: no column 'label'; there are 'text', 'labels'; did you mean 'labels'\?",
-    ),
-    ("not json", "classify", "a.jsonl", '{"text": "a"\n', r"a\.jsonl: line 1, column"),
-    ("binary", "classify", "a.csv", b"text,label\na\0,1\n", "line 2, byte 2: NUL"),
-    ("latin-1", "classify", "a.csv", b"text,label\n\xe9,1\n", "line 2, byte 1: 0xe9 is not utf-8"),
-    ("text file", "classify", "a.txt", "some text", "a text file has no columns"),
-    ("CoNLL", "classify", "a.conll", "Mara O\n", "is for the task 'tag', got 'classify'"),
-    ("no second", "pair", "a.csv", "text,label\na,1\n", "'hypothesis' or .* for the second text"),
-    ("one twice", "tag", "a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', "2 words but 1 tags"),
-    ("tags", "tag", "a.jsonl", '{"tokens": ["a"], "tags": ["PER"]}', "B-TYPE or I-TYPE, got 'PER'"),
-    ("numbers", "tag", "a.jsonl", '{"tokens": ["a"], "tags": [3]}', "of 'a', must be O.*got 3"),
-    ("BIOES", "tag", "a.conll", "a O\nb S-PER\n", r"a\.conll: line 2: .*got 'S-PER'"),
-    ("no words", "tag", "a.jsonl", '{"tokens": [], "tags": []}', "line 1: no words"),
-    ("blank word", "tag", "a.jsonl", '{"tokens": [" "], "tags": ["O"]}', "word 1 is ' '"),
-    ("no list", "tag", "a.jsonl", '{"tokens": 3, "tags": []}', "expected a list"),
-    ("no tag", "tag", "a.conll", "Mara O\nwon\n", "line 2: expected a word and its tag, got 'won'"),
-    ("empty CoNLL", "tag", "a.conll", "\n\n", r"a\.conll: has no examples"),
-    (
-        "moved",
-        "qa",
-        "a.jsonl",
-        squad() + squad(answers={"text": ["Oren"], "answer_start": [3]}),
-        "line 2: the answer 'Oren' does not begin at character 3.*'a so' stands.*begins at 20",
-    ),
-    (
-        "before the text",
-        "qa",
-        "a.jsonl",
-        squad(answers={"text": ["."], "answer_start": [-1]}),
-        "does not begin at character -1",
-    ),
-    ("elsewhere", "qa", "a.jsonl", squad(answers="Tam"), "'Tam' is nowhere in its context"),
-    (
-        "starts",
-        "qa",
-        "a.jsonl",
-        squad(answers={"text": ["Mara"], "answer_start": []}),
-        "1 answers, but answer_start is",
-    ),
-    (
-        "start of text",
-        "qa",
-        "a.jsonl",
-        squad(answers={"text": ["Mara"], "answer_start": ["0"]}),
-        "answer_start must be a whole number, got '0'",
-    ),
-    (
-        "csv start",
-        "qa",
-        "a.csv",
-        "question,context,answer,answer_start\nq,c,c,x\n",
-        "whole number, got 'x'",
-    ),
-    ("blank answer", "qa", "a.jsonl", squad(answers={"text": [" "]}), "holds the answer ' '"),
-    ("no form", "qa", "a.jsonl", squad(answers=[1]), "expected an answer or SQuAD's"),
-    ("none at all", "qa", "a.jsonl", squad(answers=[]), "none of its 1 questions has an answer"),
-    ("empty context", "qa", "a.jsonl", squad(context=" "), "'context' is empty"),
-    ("cut SQuAD", "qa", "a.json", '{"data":\n [{"paragraphs":', r"a\.json: line 2, column 17: Exp"),
-    ("no letter", "qa", "a.json", '{"data":\n ["\\ud83d"]}', "half of a surrogate pair"),
-    ("key twice", "qa", "a.json", '{"data":\n [{"a": 1, "a": 2}]}', r"a\.json: key 'a' is there"),
-    (
-        "JSON",
-        "classify",
-        "a.json",
-        '{\n "rows": []}',
-        "line 1, .* is one list of objects, or an obj",
-    ),
-    ("CoNLL .txt", "tag", "a.txt", "Mara B-PER\n", r"a name that ends in \.conll, \.bio, \.iob"),
-    ("half SQuAD", "qa", "a.json", '{"data": [{"paragraph": []}]}', "a list 'paragraphs'"),
-]
-
-
-@pytest.mark.parametrize(
-    ("task", "name", "content", "message"),
-    [b[1:] for b in BAD_FILES],
-    ids=[b[0] for b in BAD_FILES],
-)
-def test_a_bad_file_is_refused_with_its_place(
-    task: str, name: str, content: str | bytes, message: str, tmp_path: Path
-) -> None:
-    path = file(tmp_path, name, content)
-    with pytest.raises(DataError, match=message) as refused:
-        read_examples(task, path)
-    assert str(path) in str(refused.value)
-
-
-def test_a_column_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Path) -> None:
-    path = file(tmp_path, "a.csv", "review,stars\na,1\n")
-    message = r"line 2: no column 'reviews'; there are 'review', 'stars'; did you mean 'review'\?"
-    with pytest.raises(DataError, match=message):
-        read_examples("classify", path, Columns(text="reviews", label="stars"))
-    with pytest.raises(DataError, match="one column for two things"):
-        read_examples("classify", path, Columns(text="stars", label="stars"))
-    with pytest.raises(ConfigError, match="'classify' has no second text, got the column 'stars'"):
-        read_examples("classify", path, Columns(text="review", pair="stars"))
-
-
-def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    file(tmp_path, "train.conll", "a O\n")
-    with pytest.raises(DataError, match=r"no such file; did you mean 'train\.conll'\?"):
-        read_examples("tag", tmp_path / "trayn.conll")
-    with pytest.raises(DataError, match="no such file"):
-        read_examples("classify", tmp_path / "none.csv")
-    with pytest.raises(DataError, match="a folder"):
-        read_examples("classify", tmp_path)
-    with pytest.raises(DataError, match="at least one file"):
-        read_examples("classify", [])
 
 
 # Splits and labels
@@ -311,13 +89,13 @@ def test_sets_that_teach_nothing_are_refused() -> None:
 def test_a_label_that_training_does_not_have_is_refused_with_its_place(name: str) -> None:
     parts = {"dev": [TextExample("one", "good")], "test": [TextExample("two", "good")]}
     parts[name] = [TextExample("new", "godo", place="d.csv: line 9")]
-    message = "d.csv: line 9: the label 'godo' is not in .*'bad', 'good'; did you mean 'good'"
+    message = r"d.csv: line 9: the label 'godo' is not in .*'bad', 'good'.; did you mean 'good'"
     with pytest.raises(DataError, match=message):
         check_splits("classify", Splits(texts("good", "bad"), **parts))
     tagged = [TaggedExample(("x",), ("B-PER",))]
     # A type that training knows may have an I- that it does not know, but no type may be new.
     check_splits("tag", Splits(tagged, [TaggedExample(("y", "z"), ("B-PER", "I-PER"))]))
-    with pytest.raises(DataError, match="the label 'B-LOC' is not in the training data"):
+    with pytest.raises(DataError, match="the label 'LOC' is not in the training data"):
         check_splits("tag", Splits(tagged, [TaggedExample(("y",), ("B-LOC",))]))
 
 
@@ -326,13 +104,40 @@ def test_a_label_that_training_does_not_have_is_refused_with_its_place(name: str
     [
         (TextExample("a", "x", "b"), "one text wanted"),
         (TextExample("a"), "development example 0: no label"),
-        (TextExample("\n", "x"), "the text is empty"),
         (TaggedExample(("a",), ("O",)), "needs a TextExample, got TaggedExample"),
     ],
 )
 def test_examples_made_in_python_are_checked_too(example: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_splits("classify", Splits(texts("x", "y"), [example]))
+
+
+MARA = "Mara sold it."
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TextExample("\n", "x"), r"the text must be text that is not blank, got '\\n'"),
+        (lambda: TextExample("a", "x", " "), "the second text must be text"),
+        (lambda: TextExample("", place="a.csv: line 3"), "a.csv: line 3: the text must be"),
+        (lambda: TextExample(3), "the text must be text that is not blank, got 3"),
+        (lambda: TaggedExample(()), "0 words and 0 tags"),
+        (lambda: TaggedExample(("a", "b"), ("O",)), "2 words and 1 tags"),
+        (lambda: TaggedExample(("a", ""), ("O", "O")), "the word must be text"),
+        (lambda: TaggedExample(("a",), ("PER",)), "the tag of 'a' must be O, B-TYPE or I-TYPE"),
+        (lambda: TaggedExample(("a",), (None,)), "I-TYPE, got None"),
+        (lambda: QuestionExample("who?", " "), "the context must be text"),
+        (lambda: QuestionExample("who?", MARA, (Answer(" ", 4),)), "the answer must be text"),
+        (lambda: QuestionExample("who?", MARA, (Answer("Mara", 1),)), "character 1 .* begins at 0"),
+        (lambda: QuestionExample("who?", MARA, (Answer("Mara", True),)), "must begin at .*True"),
+        (lambda: QuestionExample("who?", MARA, (Answer("Oren", 0),)), "is nowhere in it"),
+    ],
+)
+def test_what_is_no_example_cannot_be_made(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make()
 
 
 def test_texts_of_the_training_data_in_another_set_are_a_warning_with_their_number() -> None:
@@ -375,26 +180,3 @@ def test_held_out_examples_are_given_once_and_only_after_the_development_scores(
     assert held.open({"accuracy": 0.5}) == [1, 2]
     with pytest.raises(HeldOutError, match="opened before"):
         held.open({"accuracy": 0.9})
-
-
-# Real files
-
-
-def test_real_files_are_read_whole(shared_data: Path) -> None:
-    def read(task: str, name: str, columns: Columns | None = None) -> list[Any]:
-        return read_examples(task, shared_data / name, columns)
-
-    assert len(read("classify", "sst2/dev.csv")) == 872
-    assert labels_of("classify", read("classify", "trec6/train.csv")) == tuple("012345")
-    mrpc = Columns(text="#1 String", pair="#2 String", label="Quality")
-    found = read("pair", "mrpc/train.tsv", mrpc)
-    assert len(found) == 3576  # with quotes as quotes, rows would merge
-    assert any('"' in e.text for e in found)
-    assert labels_of("pair", found) == ("0", "1")
-    assert labels_of("pair", read("pair", "sick/val.csv"))[1] == "ENTAILMENT"
-    assert read("tag", "wnut17/dev.conll") == read("tag", "wnut17/dev.jsonl")
-    assert len(read("qa", "squad_answerable/validation.jsonl")) == 803
-    with pytest.warns(UserWarning, match="left out 3168 questions"):
-        assert len(read("qa", "squad2_half_dev/dev-v2.0.json")) == 2107 + 803
-    with pytest.raises(DataError, match="no classes"):
-        labels_of("pair", read("pair", "sick/val.csv", Columns(label="sentence_a", text="label")))

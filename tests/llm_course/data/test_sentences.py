@@ -41,13 +41,21 @@ def test_the_stories_of_town_fall_into_their_own_sentences() -> None:
         assert split_sentences(story.text) == list(story.sentences)
 
 
-def test_most_paragraphs_of_a_novel_fall_into_sentences_that_begin_with_a_capital() -> None:
-    path = Path(__file__).parents[4] / "shared/data/gutenberg_en/pride_and_prejudice.txt"
-    if not path.is_file():
-        pytest.skip(f"needs the novel {path.name}, which is not part of the project")
+def test_most_paragraphs_of_a_novel_fall_into_sentences_that_begin_with_a_capital(
+    shared_data: Path,
+) -> None:
+    path = shared_data / "gutenberg_en/pride_and_prejudice.txt"
     paragraphs = path.read_text(encoding="utf-8").split("\n\n")
     sentences = [s for p in paragraphs for s in split_sentences(p)]
     assert len(sentences) > 4000
     letters = [next((c for c in s if c.isalnum()), "A") for s in sentences]
     assert sum(c.isupper() or c.isdigit() for c in letters) / len(letters) > 0.97
     assert not any(s.endswith(("Mr.", "Mrs.")) for s in sentences)
+
+
+@pytest.mark.parametrize(
+    "text", ["." * 200_000, "A word. " * 20_000, ". " * 50_000, "a. " + '"' * 200_000]
+)
+def test_the_cost_grows_with_the_length_only(text: str) -> None:
+    """A rule that looked back to the beginning at each stop would take minutes here."""
+    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())

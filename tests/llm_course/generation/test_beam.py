@@ -23,20 +23,17 @@ def search(
         model,
         torch.tensor([prompt]),
         max_new_tokens=n,
+        temperature=0.0,
+        top_k=None,
+        top_p=None,
         eos_token_id=stops,
         pad_token_id=0,
         attention_mask=None,
         generator=None,
     )
     with torch.inference_mode():
-        return beam_search(
-            make_stepper(model, request),
-            num_beams=beams,
-            max_new_tokens=n,
-            length_penalty=penalty,
-            stop_ids=request.stop_ids,
-            pad_id=0,
-        )
+        stepper = make_stepper(model, request)
+        return beam_search(stepper, request, num_beams=beams, length_penalty=penalty)
 
 
 def by_hand(

@@ -30,7 +30,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 
 from llm_course.configs import BERTConfig
-from llm_course.models.bert import BERT, NEIGHBOURS, BERTOutput
+from llm_course.errors import WeightsError
+from llm_course.models.bert import BERT, BERTOutput
 
 TINY = BERTConfig(vocab_size=37, n_layers=2, d_model=24, n_heads=3, d_ff=40, n_positions=16)
 
@@ -54,9 +55,13 @@ def random_reference(draw: random.Random) -> BertForPreTraining:
         pad_token_id=draw.randint(0, 3),
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
+        tie_word_embeddings=draw.random() < 0.5,
         attn_implementation="eager",  # its formula written out, not the kernel that we call too
     )
-    return perturbed(BertForPreTraining(config), draw.randrange(2**32))
+    reference = perturbed(BertForPreTraining(config), draw.randrange(2**32))
+    if not config.tie_word_embeddings:
+        reference.cls.predictions.bias.requires_grad_(False)  # used by nobody: decoder.bias is
+    return reference
 
 
 def random_inputs(config: BertConfig, draw: random.Random) -> dict[str, Tensor]:
@@ -160,8 +165,8 @@ def test_the_random_models_differ_in_all_that_matters() -> None:
         seen |= {("eps", config.layer_norm_eps), ("heads", config.num_attention_heads)}
         seen |= {("left", bool(left == 0)), ("right", bool(right == 0)), ("gaps", bool(has_gaps))}
         seen |= {("positions", "position_ids" in inputs), ("types", "token_type_ids" in inputs)}
-        seen |= {("pad", config.pad_token_id)}
-    assert len(seen) == 3 + 3 + 4 + 4 + 6 + 4 + 4, seen
+        seen |= {("pad", config.pad_token_id), ("tied", config.tie_word_embeddings)}
+    assert len(seen) == 3 + 3 + 4 + 4 + 6 + 4 + 4 + 2, seen
 
 
 def test_a_mask_of_its_own_for_each_query_equals_that_of_transformers(tmp_path: Path) -> None:
@@ -223,8 +228,12 @@ def test_parity_notices_a_small_defect(defect: Any, tmp_path: Path) -> None:
         assert differs(ours(ids).mlm_logits, expected)
 
 
-def test_a_saved_model_opens_in_transformers_and_saves_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_model_opens_in_transformers_and_saves_to_the_same_bytes(
+    tied: bool, tmp_path: Path
+) -> None:
     changes = {"activation": "gelu_tanh", "norm_eps": 1e-3, "n_segments": 3, "pad_token_id": 2}
+    changes["tied"] = tied
     config = BERTConfig(**(TINY.to_dict() | changes))
     model = perturbed(BERT(config))
     model.save_pretrained(tmp_path / "a")
@@ -234,7 +243,8 @@ def test_a_saved_model_opens_in_transformers_and_saves_to_the_same_bytes(tmp_pat
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     decoder = loaded.mlm_head.decoder.weight
-    assert decoder.data_ptr() == loaded.token_embedding.weight.data_ptr()
+    shared = decoder.data_ptr() == loaded.token_embedding.weight.data_ptr()
+    assert shared == tied == bool(loaded.tied)
     reference, info = BertForPreTraining.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not any(info.values())
     ids = random_ids((2, 9), 37, 0)
@@ -299,6 +309,30 @@ def test_bert_base_has_as_many_parameters_as_in_transformers() -> None:
     assert count - in_heads + model.token_embedding.weight.numel() == 109_482_240
 
 
+def test_an_untied_head_of_transformers_4_keeps_its_bias(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = perturbed(BERT(BERTConfig(**(TINY.to_dict() | {"tied": False}))))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bias = "cls.predictions.decoder.bias"
+    assert torch.equal(tensors[bias], tensors["cls.predictions.bias"])
+    ids = random_ids((2, 6), 37, 0)
+    for changed in (
+        {name: tensor for name, tensor in tensors.items() if name != bias},  # 4 wrote one of them
+        tensors | {"cls.predictions.bias": torch.zeros(37)},  # 5 has two, and uses the decoder's
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        assert torch.equal(BERT.from_pretrained(tmp_path)(ids).mlm_logits, model(ids).mlm_logits)
+    save_file(tensors | {bias: torch.zeros(37)}, tmp_path / "model.safetensors")
+    other = BERT.from_pretrained(tmp_path)(ids).mlm_logits
+    assert (other - model(ids).mlm_logits).abs().max() > 0.01
+    del tensors[bias], tensors["cls.predictions.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"missing: cls\.predictions\.decoder\.bias"):
+        BERT.from_pretrained(tmp_path)
+
+
 def test_heads_on_chosen_rows_are_rows_of_forward() -> None:
     model = tiny()
     ids = random_ids((2, 6), 37, 0)
@@ -319,55 +353,6 @@ def test_initialisation_is_small_and_normal() -> None:
             assert parameter.eq(0.0 if name.endswith("bias") else 1.0).all(), name
         else:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
-
-
-def looks(model: BERT, ids: Tensor) -> Tensor:
-    """[H, T, S]: where the heads of the first block look."""
-    block = model.encoder[0]
-    with torch.no_grad():
-        return block.attn.weights(model._embed(ids, None, None))[0]
-
-
-def test_the_start_of_small_models_looks_at_neighbours_and_carries_over_what_it_sees() -> None:
-    torch.manual_seed(0)
-    model = BERT(BERTConfig(vocab_size=300, n_layers=2, d_model=128, n_heads=8, n_positions=64))
-    model.eval()
-    ids = torch.randint(300, (1, 60), generator=torch.Generator().manual_seed(1))
-    paper = looks(model, ids)
-    model.reset_to_neighbours()
-    weights = looks(model, ids)
-    for head in range(6):
-        offset = NEIGHBOURS[head % 4]
-        seen = weights[head].diagonal(offset).mean()
-        assert seen > 0.7
-        assert seen > 20 * weights[head].diagonal(-offset).mean()  # to one side only
-        assert paper[head].diagonal(offset).mean() < 0.03  # the control: everywhere alike
-    for head in (6, 7):
-        assert weights[head].diagonal(1).mean() < 0.1
-    attn = model.encoder[1].attn
-    x = torch.randn(50, 128, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        carried = torch.cosine_similarity(attn.w_o(attn.w_v(x)), x, dim=-1).mean()
-    assert carried > 0.65
-    assert model.mlm_head.decoder.weight is model.token_embedding.weight
-
-
-def test_the_later_blocks_of_a_deep_start_carry_together_as_much_as_one() -> None:
-    torch.manual_seed(0)
-    model = BERT(BERTConfig(vocab_size=30, n_layers=6, d_model=32, n_heads=2, n_positions=8))
-    model.reset_to_neighbours()
-    attentions = [block.attn for block in model.encoder]
-    torch.testing.assert_close(attentions[0].w_o.weight, attentions[0].w_v.weight.mT)
-    for attn in attentions[1:]:
-        torch.testing.assert_close(5 * attn.w_o.weight, attn.w_v.weight.mT)
-
-
-@pytest.mark.parametrize(("d_model", "n_heads"), [(15, 5), (4, 4), (16, 1), (6, 2)])
-def test_the_start_of_small_models_fits_every_width(d_model: int, n_heads: int) -> None:
-    config = {"d_model": d_model, "n_heads": n_heads, "d_ff": 8, "n_positions": 9}
-    model = BERT(BERTConfig(vocab_size=20, n_layers=1, **config))
-    model.reset_to_neighbours()
-    assert model(torch.arange(9)[None]).mlm_logits.isfinite().all()
 
 
 def test_one_batch_can_be_learned_by_heart() -> None:

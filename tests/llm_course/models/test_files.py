@@ -302,7 +302,7 @@ def test_what_gpt_does_not_support_is_refused_by_name(
         {"position_embedding_type": "relative_key"},
         {"is_decoder": True},
         {"add_cross_attention": True},
-        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": 0},
         {"hidden_act": "silu"},
         {"attention_probs_dropout_prob": 0.25},
         {"position_embedding_type": "relative_key_query"},
@@ -477,13 +477,13 @@ def test_a_hub_id_is_fetched_without_pickled_files(
 ) -> None:
     asked: list[Any] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.extend([name, revision, allow_patterns])
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.extend([name, allow_patterns])
         return str(gpt_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    GPT.from_pretrained("someone/gpt2", revision="abc")
-    assert asked == ["someone/gpt2", "abc", ["*.json", "*.safetensors", "*.txt"]]
+    GPT.from_pretrained("someone/gpt2")
+    assert asked == ["someone/gpt2", ["*.json", "*.safetensors", "*.txt"]]
 
 
 def test_a_hub_id_that_cannot_be_fetched_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

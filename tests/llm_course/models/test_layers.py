@@ -8,13 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from parity import differs, rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from llm_course.models import layers
+from llm_course.models.cache import KVCache, with_cache
 from llm_course.models.layers import (
     FeedForward,
-    KVCache,
     MultiHeadAttention,
     attention,
     attention_weights,
@@ -26,7 +25,6 @@ from llm_course.models.layers import (
     padding_mask,
 )
 
-by_products = layers._attention_by_products
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -119,44 +117,6 @@ def test_a_fully_masked_row_is_zero_and_harms_no_gradient(
     assert torch.equal(result.mT.transpose(1, 3)[others], run(mask)[0].mT.transpose(1, 3)[others])
 
 
-@pytest.mark.covers("F1")
-@pytest.mark.parametrize("hidden", ["nothing", "later keys", "a whole row"])
-def test_the_products_of_bfloat16_training_on_a_cpu_are_attention_too(
-    hidden: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    products: list[int] = []
-    monkeypatch.setattr(layers, "_attention_by_products", counted(products, by_products))
-    inputs = [draw(2, 3, 6, 8, seed=seed).bfloat16().requires_grad_() for seed in range(3)]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    mask = causal_mask(6, 6) if hidden != "nothing" else None
-    if hidden == "a whole row":
-        mask = mask.clone()
-        mask[2] = False
-    out = fused_attention(*inputs, mask)
-    expected = attention(*exact, mask)
-    assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
-    out.sum().backward()
-    expected.sum().backward()
-    for x, y in zip(inputs, exact):
-        assert_close(x.grad.double(), y.grad, rtol=5e-2, atol=5e-2)
-    assert len(products) == 1
-    with pytest.raises(AssertionError):
-        assert_close(out.double(), attention(*exact, mask, scale=1.0), rtol=2e-2, atol=2e-2)
-    fused_attention(*inputs, mask, dropout=0.1)
-    with torch.no_grad():
-        fused_attention(*inputs, mask)
-    fused_attention(*(x.float() for x in inputs), mask)
-    assert len(products) == 1  # those three are the fused kernel's
-
-
-def counted(calls: list[int], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(*args: object) -> Tensor:
-        calls.append(1)
-        return function(*args)
-
-    return call
-
-
 def test_causal_queries_are_the_last_of_the_keys() -> None:
     assert causal_mask(2, 4).tolist() == [[True, True, True, False], [True] * 4]
     q, k, v = draw(1, 2, 6, 8), draw(1, 2, 6, 8, seed=1), draw(1, 2, 6, 8, seed=2)
@@ -236,10 +196,6 @@ def test_the_weights_that_are_shown_are_those_that_are_used() -> None:
         layer(x, mask=mask, causal=True),
         **EXACT,
     )
-    cache = KVCache(1, 2, 2, 4, 5, dtype=torch.float64)
-    entry = cache.layers(5)[0]
-    layer(x, causal=True, cache=entry)
-    assert_close(layer.weights(x, causal=True, cache=entry), layer.weights(x, causal=True), **EXACT)
 
 
 def test_attention_dropout_acts_in_training_only() -> None:
@@ -290,51 +246,74 @@ def test_gradients_are_right_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(layer, (draw(2, 4).requires_grad_(),))
 
 
-def new_cache(**options: bool) -> KVCache:
-    return KVCache(2, 3, 2, 4, 6, dtype=torch.float64, **options)
+class Block(nn.Module):
+    """What a cache asks of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = MultiHeadAttention(8, 2).double()
 
 
-@pytest.mark.parametrize("fixed_shape", [False, True])
-def test_a_cache_returns_what_was_written_in_order(fixed_shape: bool) -> None:
-    cache = new_cache(fixed_shape=fixed_shape)
+BLOCKS = nn.ModuleList([Block(), Block()])
+
+
+def written(cache: KVCache, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What each block sees while it adds `k` and `v`."""
+    blocks = with_cache(BLOCKS, cache, k.shape[2])
+    return [layer.write(k, v) for _, layer in blocks if layer is not None]
+
+
+def test_a_cache_returns_what_was_written_in_order_to_each_block() -> None:
+    cache = KVCache(BLOCKS, 3, 6)
     keys, values = draw(2, 3, 2, 6, 4), draw(2, 3, 2, 6, 4, seed=1)
     start = 0
     for n_new in (3, 1, 2):
         end = start + n_new
-        for i, layer in enumerate(cache.layers(n_new)):
+        for i, (block, layer) in enumerate(with_cache(BLOCKS, cache, n_new)):
+            assert block is BLOCKS[i]
+            assert layer is not None
+            assert cache.length == start  # counted when the last block has written
             seen = layer.write(keys[i, :, :, start:end], values[i, :, :, start:end])
-            assert seen[0].shape[2] == (6 if fixed_shape else end) == cache.n_keys(n_new)
-            assert torch.equal(seen[0][:, :, :end], keys[i, :, :, :end])
-            assert torch.equal(seen[1][:, :, :end], values[i, :, :, :end])
-        cache.advance(n_new)
-        assert cache.length == end == int(cache.position)
+            assert torch.equal(seen[0], keys[i, :, :, :end])
+            assert torch.equal(seen[1], values[i, :, :, :end])
+        assert cache.length == end
         start = end
-    cache.reset()
-    assert cache.length == 0
+    assert [layer for _, layer in with_cache(BLOCKS, None, 1)] == [None, None]
 
 
 def test_a_full_cache_refuses_more_and_names_both_numbers() -> None:
-    cache = new_cache()
-    cache.advance(5)
+    cache = KVCache(BLOCKS, 3, 6)
+    written(cache, draw(3, 2, 5, 4), draw(3, 2, 5, 4))
+    cache.check(2, torch.zeros(3, 1).long())
     with pytest.raises(ValueError, match="holds 6 positions: 5 are taken, and 2 more do not fit"):
-        cache.layers(2)
+        cache.check(2, torch.zeros(3, 2).long())
     with pytest.raises(ValueError, match="at least 1, got 0 and 6"):
-        KVCache(1, 0, 1, 1, 6)
+        KVCache(BLOCKS, 0, 6)
 
 
 @pytest.mark.parametrize("rows", [[2, 0, 0], [1, 1, 0, 2, 2], [1]])
 def test_a_reordered_cache_continues_the_chosen_rows(rows: list[int]) -> None:
-    cache = new_cache()
+    cache = KVCache(BLOCKS, 3, 6)
     k, v = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1)
-    for layer in cache.layers(4):
-        layer.write(k, v)
-    cache.advance(4)
+    written(cache, k, v)
     cache.reorder(torch.tensor(rows))
     more = draw(len(rows), 2, 1, 4, seed=2)
-    for layer in cache.layers(1):
-        keys, values = layer.write(more, more)
+    for keys, values in written(cache, more, more):
         assert torch.equal(keys, torch.cat([k[rows], more], dim=2))
         assert torch.equal(values, torch.cat([v[rows], more], dim=2))
+
+
+def test_rows_that_begin_alike_are_moved_from_where_they_differ() -> None:
+    cache, rows = KVCache(BLOCKS, 3, 6), torch.tensor([2, 0, 0])
+    prompt, later = draw(1, 2, 2, 4).expand(3, -1, -1, -1), draw(3, 2, 3, 4, seed=1)
+    written(cache, prompt, prompt)
+    written(cache, later, later)
+    buffer = cache.keys.data_ptr()
+    cache.reorder(rows, start=2)
+    assert cache.keys.data_ptr() == buffer
+    more = draw(3, 2, 1, 4, seed=2)
+    for keys, _ in written(cache, more, more):
+        assert torch.equal(keys, torch.cat([prompt, later[rows], more], dim=2))
 
 
 def test_padding_masks_take_both_shapes_and_both_dtypes() -> None:
@@ -363,19 +342,14 @@ def test_a_wrong_attention_mask_is_refused(
         padding_mask(mask, 2, 5, 3)
 
 
-def test_combined_masks_let_through_what_all_let_through() -> None:
+def test_combined_masks_let_through_what_both_let_through() -> None:
     first, second = torch.tensor([True, True, False]), torch.tensor([True, False, False])
     bias = torch.tensor([1.0, 2.0, 3.0])
-    assert combine_masks(None, None) is None
     assert combine_masks(first, None) is first
-    for masks in ((first, second), (second, None, first)):
-        combined = combine_masks(*masks)
-        assert combined is not None
-        assert combined.tolist() == [True, False, False]
-    for masks in ((bias, first), (first, bias), (first, None, bias, torch.zeros(3))):
-        combined = combine_masks(*masks)
-        assert combined is not None
-        assert combined.tolist() == [1.0, 2.0, -math.inf]
+    assert combine_masks(first, second).tolist() == [True, False, False]
+    for masks in ((bias, first), (first, bias)):
+        assert combine_masks(*masks).tolist() == [1.0, 2.0, -math.inf]
+    assert combine_masks(bias, bias).tolist() == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from transformers import (
 from llm_course import BERT, BERTConfig, Tokenizer, TrainConfig
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import (
-    TASKS,
+    KINDS,
     Answer,
     HeldOut,
     QuestionExample,
@@ -32,7 +32,7 @@ from llm_course.data.examples import (
     town_splits,
 )
 from llm_course.errors import CheckpointError, ConfigError, DataError, HeldOutError
-from llm_course.presets import FINETUNE_PRESETS, finetune_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.finetune import FineTuneRun, prepare_finetune
 from llm_course.recipes.predictor import FORMS, Predictor, TaskSettings
 from llm_town import generate_documents
@@ -82,7 +82,7 @@ def weights(run: FineTuneRun) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.covers("B4")
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_eight_examples_of_each_task_can_be_learnt_by_heart(task: str, checkpoint: Path) -> None:
     eight = town_examples(task, 8, 3)
     config = dataclasses.replace(SHORT, max_steps=90, warmup_steps=9, weight_decay=0.0)
@@ -211,7 +211,7 @@ def test_a_test_set_that_several_runs_share_is_opened_once_in_all(checkpoint: Pa
         none.test_scores()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_the_scores_are_those_of_the_task_and_in_the_summary(task: str, checkpoint: Path) -> None:
     names = {"tag": {"precision", "recall", "f1"}, "qa": {"exact_match", "f1"}}
     run = short(task, checkpoint)
@@ -225,7 +225,7 @@ def test_the_scores_are_those_of_the_task_and_in_the_summary(task: str, checkpoi
 # Saved models
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_a_saved_model_predicts_the_same_and_opens_in_transformers(
     task: str, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -389,14 +389,14 @@ def test_a_published_bert_that_lowercases_is_fine_tuned_from_its_own_folder() ->
 def test_a_preset_suits_the_size_and_a_frozen_model_learns_faster(checkpoint: Path) -> None:
     splits = town_splits("classify", 40, 6)
     run = prepare_finetune("classify", splits, checkpoint=checkpoint)
-    small = finetune_preset("small")
+    small = find_preset("finetune", "small")
     assert run.train_config.lr == small.train.lr
-    assert run.train_config.max_steps == small.epochs * run.batches.batches_per_epoch
+    assert run.train_config.max_steps == small.data.epochs * run.batches.batches_per_epoch
     frozen = prepare_finetune("classify", splits, checkpoint=checkpoint, train_blocks=0)
-    assert frozen.train_config.lr == small.frozen_lr > small.train.lr
-    assert 2e-5 <= FINETUNE_PRESETS["published"].train.lr <= 5e-5
+    assert frozen.train_config.lr == small.data.frozen_lr > small.train.lr
+    assert 2e-5 <= find_preset("finetune", "published").train.lr <= 5e-5
     with pytest.raises(ConfigError, match="small, published, got 'large'"):
-        finetune_preset("large")
+        find_preset("finetune", "large")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_few_examples_are_one_batch_and_none_is_an_error(checkpoint: Path) -> No
 
 
 def test_every_task_has_a_form_and_a_way_to_open_it() -> None:
-    assert set(FORMS) == set(OPENS_AS) == set(TASKS)
+    assert set(FORMS) == set(OPENS_AS) == set(KINDS)
 
 
 @pytest.mark.parametrize("task", ["classify", "tag", "qa", "pair"])

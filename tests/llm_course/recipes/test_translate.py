@@ -13,7 +13,7 @@ import torch
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.errors import ConfigError, DataError
 from llm_course.models.transformer import Transformer
-from llm_course.presets import transformer_preset
+from llm_course.presets import find_preset
 from llm_course.recipes.translate import (
     encode_pairs,
     frequent,
@@ -55,8 +55,10 @@ def test_a_run_on_town_has_the_scores_of_all_three_test_sets() -> None:
 
 def test_files_are_translated_with_one_vocabulary_of_pieces(tmp_path: Path) -> None:
     rows = [{"en": f"A dog number {i}.", "de": f"Ein Hund Nummer {i}."} for i in range(20)]
-    data = PairConfig(**files(tmp_path, rows), tokenizer="bpe", vocab_size=300, batch_size=4)
-    run = prepare_translation(MODEL, data, TRAIN, smoothing=0.1)
+    data = PairConfig(
+        **files(tmp_path, rows), tokenizer="bpe", vocab_size=300, batch_size=4, smoothing=0.1
+    )
+    run = prepare_translation(MODEL, data, TRAIN)
     list(run.steps())
     scores = run.test_scores(num_beams=2)
     assert list(scores) == ["test"]
@@ -143,7 +145,7 @@ def test_bad_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=message):
             PairConfig(**(good | change))
     with pytest.raises(ConfigError, match="preset must be one of cpu, t4, h200, got 'a100'"):
-        transformer_preset("a100")
+        find_preset("transformer", "a100")
     with pytest.raises(ConfigError, match="got 1 texts and 2 references"):
         score(["a"], ["a", "b"], "en")
     tokenizer = Tokenizer.train(["a b"], kind="word", vocab_size=9)

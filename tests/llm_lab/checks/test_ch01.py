@@ -1,19 +1,12 @@
-"""Every exercise of chapter 01: the solution passes; blanks and wrong answers are diagnosed."""
+"""Right and wrong answers to the exercises of chapter 01, for `test_contract`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-import pytest
+from check_answers import Right, Wrong
 
 from llm_lab.checks import ch01
-from llm_lab.checks.grading import CheckFailed
-
-
-def blank(*_: Any) -> Any:
-    raise NotImplementedError("write your answer here")
 
 
 def gated(n_layers: int, d: int, f: int, v: int) -> int:
@@ -41,7 +34,7 @@ def strictly(memory: float, weights: float, n_layers: int, d: int, rows: int) ->
     return max(0, math.ceil((memory - weights) / (4 * n_layers * d * rows)) - 1)
 
 
-WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
+WRONG: Wrong = [
     (ch01.check_gated_parameters, lambda n, d, f, v: gated(n, d, f, v) - v * d, "not tied"),
     (ch01.check_gated_parameters, lambda n, d, f, v: gated(n, d, f, v) - n * d * f, "three"),
     (ch01.check_gated_parameters, lambda n, d, f, v: gated(n, d, f, v) - d, "at the end"),
@@ -67,28 +60,9 @@ WRONG: list[tuple[Callable[..., None], Callable[..., Any], str]] = [
     (ch01.check_rows_at_bend, lambda p, b, s: 1 / bend(p, b, s), "turned around"),
 ]
 
-RIGHT: list[tuple[Callable[..., None], Callable[..., Any]]] = [
+RIGHT: Right = [
     (ch01.check_gated_parameters, gated),
     (ch01.check_training_days, days),
     (ch01.check_longest_text, longest),
     (ch01.check_rows_at_bend, bend),
 ]
-
-
-@pytest.mark.parametrize(("check", "answer"), RIGHT)
-def test_the_solution_passes(check: Callable[..., None], answer: Callable[..., Any]) -> None:
-    check(answer)
-
-
-@pytest.mark.parametrize("check", [check for check, _ in RIGHT])
-def test_a_blank_answer_fails(check: Callable[..., None]) -> None:
-    with pytest.raises(NotImplementedError, match="write your answer"):
-        check(blank)
-
-
-@pytest.mark.parametrize(("check", "answer", "diagnosis"), WRONG)
-def test_a_wrong_answer_is_diagnosed(
-    check: Callable[..., None], answer: Callable[..., Any], diagnosis: str
-) -> None:
-    with pytest.raises(CheckFailed, match=diagnosis):
-        check(answer)

@@ -3,59 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-import tomllib
 from collections import Counter
-from fnmatch import fnmatch
-from html.parser import HTMLParser
+from typing import Any
 
-import nbformat.v4 as v4
 import pytest
 from attention_cases import HOSTILE
-from book_tools import ROOT, hygiene, site_check
+from parsed_html import Parsed
 
 from llm_lab.pictures import masking
-from llm_lab.pictures.attention_html import visible
 from llm_lab.pictures.masking import MaskingView, masking_view
+from llm_lab.pictures.page_part import visible
 
 TOKENS = ["[CLS]", *["the", "baker", "sold", "warm", "bread", "near", "the", "lake"], "[SEP]"]
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(500))]
 
 
-class Parsed(HTMLParser):
-    """Elements with the names of their attributes, the data, and the rows of each table."""
-
-    def __init__(self, view: MaskingView) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: Counter[tuple[str, tuple[str, ...]]] = Counter()
-        self.comments: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.spec: dict = {}
-        self._tag = ""
-        self.feed(view._repr_html_())
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements[tag, tuple(sorted(name for name, _ in attributes))] += 1
-        self._tag = tag if dict(attributes).get("class") != "llm-mk-spec" else "spec"
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._tag = ""
-
-    def handle_comment(self, data: str) -> None:
-        self.comments.append(data)
-
-    def handle_data(self, data: str) -> None:
-        if self._tag in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        if self._tag == "spec":
-            self.spec = json.loads(data)
+def spec_of(shown: MaskingView) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(Parsed(shown._repr_html_()).scripts[0])
+    return spec
 
 
 def view(seed: int = 0, tokens: list[str] = TOKENS) -> MaskingView:
@@ -66,14 +31,14 @@ def test_the_markup_is_the_same_every_time_and_another_seed_masks_otherwise() ->
     assert view()._repr_html_() == view()._repr_html_()
     assert repr(view()) == "MaskingView(10 tokens)"
     assert len({view(seed)._repr_html_() for seed in range(20)}) == 20
-    assert len({json.dumps(Parsed(view(seed)).spec["first"]) for seed in range(20)}) > 10
+    assert len({json.dumps(spec_of(view(seed))["first"]) for seed in range(20)}) > 10
 
 
 @pytest.mark.covers("P1")
 def test_the_first_masking_follows_the_rule_of_the_package() -> None:
     kinds: Counter[int] = Counter()
     for seed in range(300):
-        spec = Parsed(view(seed)).spec
+        spec = spec_of(view(seed))
         for token, special, (reads, how) in zip(TOKENS, spec["special"], spec["first"]):
             kinds[how] += not special
             assert special == token.startswith("[")
@@ -94,9 +59,8 @@ def test_the_first_masking_follows_the_rule_of_the_package() -> None:
 def test_the_tables_and_the_sentence_tell_the_same_masking() -> None:
     for seed in range(20):
         shown = view(seed)
-        parsed = Parsed(shown)
-        counts, table = parsed.tables
-        first = parsed.spec["first"]
+        counts, table = Parsed(shown._repr_html_()).tables
+        first = spec_of(shown)["first"]
         assert table[0] == ["place", "text", "model reads", "label"]
         for place, (line, token, (reads, how)) in enumerate(zip(table[1:], TOKENS, first)):
             assert line == [str(place), token, reads, token if how else "–"]
@@ -110,42 +74,17 @@ def test_the_tables_and_the_sentence_tell_the_same_masking() -> None:
         assert shown._repr_html_().count(">label <") == chosen
 
 
-def test_no_ids_no_other_host_and_nothing_that_ends_a_script_early() -> None:
-    html = view()._repr_html_()
-    names = {name for _, attributes in Parsed(view()).elements for name in attributes}
-    assert "id" not in names
-    assert not {name for name in names if name.startswith("on")}
-    assert site_check.external_loads(html) == []
-    for name in ("masking_view.js", "masking_view.css"):
-        text = (ROOT / "llm_lab" / "pictures" / name).read_text(encoding="utf-8")
-        assert not re.search(r"</(script|style)|<!--|https?:|//[a-z]+\.|innerHTML|eval", text)
-
-
-def test_the_script_and_the_style_are_installed_with_the_package() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["llm_lab"]
-    for name in ("pictures/masking_view.js", "pictures/masking_view.css"):
-        assert any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def test_a_notebook_with_a_view_passes_the_hygiene_check() -> None:
-    shown = view(tokens=HOSTILE)
-    data = {"text/html": shown._repr_html_(), "text/plain": repr(shown)}
-    cell = v4.new_code_cell("view", outputs=[v4.new_output("display_data", data)])
-    assert list(hygiene.measured_problems(v4.new_notebook(cells=[cell]))) == []
-
-
 def test_hostile_tokens_add_no_element_no_attribute_and_no_comment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def elements(tokens: list[str]) -> Counter[tuple[str, tuple[str, ...]]]:
-        parsed = Parsed(masking_view(tokens, tokens, title=tokens[3]))
+        parsed = Parsed(masking_view(tokens, tokens, title=tokens[3])._repr_html_())
         assert parsed.comments == []
         return parsed.elements
 
     harmless = [f"word{i}" for i in range(len(HOSTILE))]
     assert elements(HOSTILE) == elements(harmless)
-    assert Parsed(masking_view(HOSTILE, HOSTILE)).spec["tokens"] == [visible(t) for t in HOSTILE]
+    assert spec_of(masking_view(HOSTILE, HOSTILE))["tokens"] == [visible(t) for t in HOSTILE]
     monkeypatch.setattr(masking, "escape", lambda text: text)
     with pytest.raises((AssertionError, IndexError)):
         assert elements(HOSTILE) == elements(harmless)

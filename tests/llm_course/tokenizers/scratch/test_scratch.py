@@ -21,7 +21,7 @@ from tokenizers import models
 from llm_course.errors import ConfigError, DataError
 from llm_course.tokenizers.kinds import untrained
 from llm_course.tokenizers.library import Tokenizer
-from llm_course.tokenizers.scratch import bpe, lattice, unigram_training
+from llm_course.tokenizers.scratch import bpe, lattice, unigram
 from llm_course.tokenizers.scratch.bpe import BPE
 from llm_course.tokenizers.scratch.unigram import Unigram
 from llm_course.tokenizers.scratch.wordpiece import WordPiece
@@ -230,8 +230,8 @@ def test_unigram_training_is_within_one_percent_of_the_librarys_loss_on_town(
     assert ours <= 1.01 * theirs
 
     with monkeypatch.context() as patch:  # the control: scores stay as they were in the beginning
-        patch.setattr(unigram_training, "expected_counts", lambda words, scores: scores)
-        patch.setattr(unigram_training, "maximize", lambda scores: scores)
+        patch.setattr(unigram, "expected_counts", lambda words, scores: scores)
+        patch.setattr(unigram, "maximize", lambda scores: scores)
         assert loss(Unigram.train(texts, size), held_out) > 1.15 * ours
 
     def prune_the_best(words: Counter[str], scores: lattice.Scores, size: int) -> lattice.Scores:
@@ -239,8 +239,8 @@ def test_unigram_training_is_within_one_percent_of_the_librarys_loss_on_town(
         kept = [p for p in scores if len(p) == 1]
         return {p: scores[p] for p in (kept + best[::-1])[:size]}
 
-    prune = unigram_training.prune
-    monkeypatch.setattr(unigram_training, "prune", prune_the_best)
+    prune = unigram.prune
+    monkeypatch.setattr(unigram, "prune", prune_the_best)
     assert loss(Unigram.train(texts, size), held_out) > 1.3 * theirs > 1.3 * ours
 
 
@@ -269,7 +269,7 @@ def test_the_library_makes_no_piece_of_a_word_that_is_part_of_no_other() -> None
 def test_decoding_gives_the_librarys_text(kind: str, trained: Any) -> None:
     own, library = trained[kind]
     texts = [*town(100, seed=1), *mixed_strings(1000), "Well , no ! ? . 's n't"]
-    for ids in library.encode_batch(texts, add_special=True):
+    for ids in (library.encode(text, add_special=True) for text in texts):
         assert own.decode(ids) == library.decode(ids)
         assert own.decode(ids[3:]) == library.decode(ids[3:])  # may begin inside of a word
     if kind == "wordpiece":

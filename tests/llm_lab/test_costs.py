@@ -25,6 +25,7 @@ from llm_course import (
 from llm_course.errors import ConfigError
 from llm_lab import costs
 from llm_lab.costs import DEVICES, Device
+from llm_lab.costs.sizes import BYTES, ModelConfig
 
 SMALL: dict[str, Any] = {
     "vocab_size": 50,
@@ -43,6 +44,7 @@ GATED = T5Config(
 CONFIGS = {
     "gpt": GPT_SMALL,
     "gpt untied": GPTConfig(**SMALL, tied=False),
+    "bert untied": BERTConfig(**SMALL, d_ff=48, n_positions=12, tied=False),
     "bert": BERT_SMALL,
     "t5": T5_SMALL,
     "t5 gated, untied": GATED,
@@ -54,7 +56,7 @@ GPT3 = GPTConfig(n_layers=96, d_model=12_288, n_heads=96, n_positions=2048)
 BERT_LARGE = BERTConfig(n_layers=24, d_model=1024, n_heads=16, d_ff=4096)
 
 
-def on_meta(config: costs.ModelConfig) -> Any:
+def on_meta(config: ModelConfig) -> Any:
     with torch.device("meta"):
         return MODELS[type(config)](config)  # type: ignore[index]
 
@@ -79,7 +81,7 @@ def t5(n_layers: int, d_model: int, n_heads: int, d_ff: int, d_head: int = 64) -
 
 @pytest.mark.covers("C4")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_parameters_are_counted_as_the_model_has_them(config: costs.ModelConfig) -> None:
+def test_parameters_are_counted_as_the_model_has_them(config: ModelConfig) -> None:
     model = on_meta(config)
     assert costs.count_parameters(config) == sum(p.numel() for p in model.parameters())
     assert min(costs.parameter_table(config).values()) > 0
@@ -125,7 +127,7 @@ def test_each_part_is_that_of_the_module_of_its_name() -> None:
     ],
 )
 def test_published_models_have_their_published_size(
-    config: costs.ModelConfig, published: float, tolerance: float
+    config: ModelConfig, published: float, tolerance: float
 ) -> None:
     assert abs(costs.count_parameters(config) / published - 1) <= tolerance
 
@@ -143,7 +145,7 @@ def test_twelve_d_squared_is_near_for_wide_models_only() -> None:
 # Floating-point operations
 
 
-def run_model(config: costs.ModelConfig, rows: int, source: int, target: int) -> Any:
+def run_model(config: ModelConfig, rows: int, source: int, target: int) -> Any:
     model = on_meta(config)
     ids = torch.zeros(rows, source, dtype=torch.long, device="meta")
     if isinstance(config, BERTConfig):
@@ -155,13 +157,13 @@ def run_model(config: costs.ModelConfig, rows: int, source: int, target: int) ->
     return model(ids, decoder_input_ids=new).sum()
 
 
-def targets(config: costs.ModelConfig, n: int) -> int | None:
+def targets(config: ModelConfig, n: int) -> int | None:
     return n if isinstance(config, T5Config | TransformerConfig) else None
 
 
 @pytest.mark.covers("C1")
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_flops_are_those_that_pytorch_counts(config: costs.ModelConfig) -> None:
+def test_flops_are_those_that_pytorch_counts(config: ModelConfig) -> None:
     rows, source, target = 3, 10, 7
     with FlopCounterMode(display=False) as forward:
         loss = run_model(config, rows, source, target)
@@ -254,7 +256,7 @@ def test_the_largest_number_of_a_format_is_pytorch_s(name: str) -> None:
     assert torch.tensor(largest, dtype=torch.float64).to(dtype).isfinite()
     over = torch.tensor(largest * 1.01, dtype=torch.float64).to(dtype)
     assert over.isinf()
-    assert costs.BYTES[name] == dtype.itemsize
+    assert BYTES[name] == dtype.itemsize
 
 
 @pytest.mark.covers("C3")

@@ -6,14 +6,9 @@ import base64
 import configparser
 import json
 import re
-import tomllib
-from collections import Counter
-from fnmatch import fnmatch
-from html.parser import HTMLParser
 from typing import Any
 
 import matplotlib as mpl
-import nbformat.v4 as v4
 import pytest
 import torch
 from attention_cases import (
@@ -26,59 +21,24 @@ from attention_cases import (
     hostile_view,
     random_weights,
 )
-from book_tools import ROOT, hygiene, site_check
+from book_tools import ROOT
+from parsed_html import Parsed, notebook_problems
 from torch import Tensor
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from llm_lab.pictures import attention_html
+from llm_lab.pictures import attention_html, page_part
 from llm_lab.pictures.attention import (
     MAX_WEIGHTS,
     AttentionView,
     attention_view,
     plot_attention,
 )
-from llm_lab.pictures.attention_html import visible
 from llm_lab.pictures.measured import BEGIN_HTML, END_HTML
+from llm_lab.pictures.page_part import visible
 
 MOST_BYTES = 200_000  # of 12 heads, 6 layers, 32 tokens
-
-
-class Parsed(HTMLParser):
-    """Elements with their attributes, comments, the data scripts and the cells of the table."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: Counter[tuple[str, tuple[str, ...]]] = Counter()
-        self.comments: list[str] = []
-        self.scripts: list[str] = []
-        self.cells: list[list[str]] = []
-        self._tag = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements[tag, tuple(sorted(name for name, _ in attributes))] += 1
-        self._tag = tag
-        if tag == "tr":
-            self.cells.append([])
-        if tag in ("td", "th"):
-            self.cells[-1].append("")
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._tag = ""
-
-    def handle_comment(self, data: str) -> None:
-        self.comments.append(data)
-
-    def handle_data(self, data: str) -> None:
-        if self._tag in ("td", "th"):
-            self.cells[-1][-1] += data
-        if self._tag == "script":
-            self.scripts[-1] += data
 
 
 def html_of(view: AttentionView) -> str:
@@ -145,7 +105,7 @@ def test_a_small_weight_is_not_a_masked_one() -> None:
 def test_the_table_of_one_head_holds_all_its_numbers() -> None:
     weights = random_weights(2, 3, len(WORDS), len(WORDS), causal=True)
     view = attention_view(weights, WORDS, layer=1, head=2)
-    header, *rows = Parsed(html_of(view)).cells
+    header, *rows = Parsed(html_of(view)).tables[0]
     assert header == ["token", *map(visible, WORDS)]
     assert [row[0] for row in rows] == header[1:]
     for t, row in enumerate(rows):
@@ -155,7 +115,7 @@ def test_the_table_of_one_head_holds_all_its_numbers() -> None:
 
 def test_the_table_of_all_heads_names_the_strongest_token_of_each() -> None:
     weights = random_weights(2, 4, len(TARGET), len(SOURCE))
-    header, *rows = Parsed(html_of(cross_view())).cells
+    header, *rows = Parsed(html_of(cross_view())).tables[0]
     assert header == ["token", "head 0", "head 1", "head 2", "head 3"]
     assert [row[0] for row in rows] == TARGET
     for t, row in enumerate(rows):
@@ -173,31 +133,9 @@ def test_the_size_is_as_stated() -> None:
             assert len(html.encode()) <= MOST_BYTES
 
 
-def test_no_ids_no_other_host_and_nothing_that_ends_a_script_early() -> None:
-    html = html_of(causal_view())
-    names = {name for _, attributes in Parsed(html).elements for name in attributes}
-    assert "id" not in names  # so two views of one page cannot collide
-    assert not {name for name in names if name.startswith("on")}
-    assert site_check.external_loads(html) == []
-    for name in ("attention_view.js", "attention_view.css"):
-        text = (ROOT / "llm_lab" / "pictures" / name).read_text(encoding="utf-8")
-        assert not re.search(r"</(script|style)|<!--|https?:|//[a-z]+\.|innerHTML|eval", text)
-
-
-def test_the_script_and_the_style_are_installed_with_the_package() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["llm_lab"]
-    for name in ("pictures/attention_view.js", "pictures/attention_view.css"):
-        assert any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def test_a_notebook_with_a_view_passes_the_hygiene_check() -> None:
-    data = {"text/html": html_of(hostile_view()), "text/plain": repr(hostile_view())}
-    cell = v4.new_code_cell("view", outputs=[v4.new_output("display_data", data)])
-    notebook = v4.new_notebook(cells=[cell])
-    assert list(hygiene.measured_problems(notebook)) == []
-    cell.outputs[0].data["text/html"] = data["text/html"].replace('weights">{', 'weights">{{')
-    assert any("does not parse" in p for p in hygiene.measured_problems(notebook))
+def test_a_payload_that_does_not_parse_fails_the_hygiene_check() -> None:
+    html = html_of(hostile_view()).replace('weights">{', 'weights">{{')
+    assert any("does not parse" in problem for problem in notebook_problems(html))
 
 
 # Tokens are text
@@ -211,11 +149,11 @@ def test_hostile_tokens_add_no_element_no_attribute_and_no_comment() -> None:
         assert hostile.elements == harmless.elements
         assert hostile.comments == harmless.comments == [" measured ", " /measured "]
         assert json.loads(hostile.scripts[0])["queries"] == [visible(t) for t in HOSTILE]
-        assert hostile.cells[1][0] == visible(HOSTILE[0])
+        assert hostile.tables[0][1][0] == visible(HOSTILE[0])
 
 
 def test_hostile_tokens_would_be_found_without_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_html, "escape", lambda text: text)
+    monkeypatch.setattr(page_part, "escape", lambda text: text)
     hostile = Parsed(html_of(hostile_view()))
     harmless = Parsed(html_of(hostile_view(["word"] * 40)))
     assert hostile.elements != harmless.elements
@@ -223,32 +161,6 @@ def test_hostile_tokens_would_be_found_without_escapes(monkeypatch: pytest.Monke
     raw = json.dumps(HOSTILE[1])
     monkeypatch.setattr(attention_html, "json_script", lambda name, _: f"<script>{raw}</script>")
     assert Parsed(html_of(hostile_view())).elements != harmless.elements
-
-
-@pytest.mark.parametrize(
-    ("token", "shown"),
-    [
-        ("baker", "baker"),
-        (" the", "␣the"),
-        ("\n\t", "↵⇥"),
-        ("", "∅"),
-        ("\0", "␀"),
-        ("\u2028", "⟨U+2028⟩"),
-        ("\u202ea", "⟨U+202E⟩a"),
-        ("\ud800", "⟨U+D800⟩"),
-        ("\u00a0", "⟨U+00A0⟩"),
-        ("\u0301", "◌\u0301"),
-        ("👩\u200d🍳", "👩\u200d🍳"),
-        ("\u200d", "⟨U+200D⟩"),
-        ("面包", "面包"),
-        ("<b>", "<b>"),
-        ("a" * 40, "a" * 40),
-        ("a" * 41, "a" * 39 + "…"),
-    ],
-)
-def test_tokens_are_made_visible(token: str, shown: str) -> None:
-    assert visible(token) == shown
-    visible(token).encode()
 
 
 # Errors, and the twin for print

@@ -7,7 +7,7 @@ import random
 import torch
 from torch.testing import assert_close
 
-from experiments.packing import layouts_of, narrowed, seconds_in_turns
+from experiments.speed_runs import layouts_of, narrowed, seconds_in_turns
 from llm_course.batches.sentence_pairs import Masking
 from llm_course.configs import BERTConfig
 from llm_course.losses.masked import bert_loss_fn
