@@ -1,4 +1,4 @@
-"""What holds for every file: sizes, safe calls, words, rooms, light imports, settings."""
+"""What holds for every file: safe calls, words, rooms, light imports, settings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,6 @@ import yaml
 from book_tools import ROOT
 
 import llm_course
-
-LONGEST_FILE = 400  # lines
-LONGEST_FUNCTION = 40  # lines without the docstring
-# A longer file or function stands here with its reason; an entry that is no longer needed fails.
-LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS = {
-    "llm_course/generation/decode.py:generate": "15 lines are its signature, which is public",
-}
 
 FOLDERS = ("llm_town", "llm_course", "llm_lab", "experiments")
 PACKAGE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -45,57 +37,6 @@ def relative(path: Path) -> str:
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-# Sizes
-
-
-def function_lengths(module: ast.Module) -> Iterator[tuple[str, int]]:
-    """(name, lines from `def` to the end, without the docstring); methods as Class.name."""
-
-    def walk(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, int]]:
-        for node in body:
-            if isinstance(node, ast.ClassDef):
-                yield from walk(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if ast.get_docstring(node) is not None:
-                    lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
-                yield prefix + node.name, lines
-                yield from walk(node.body, f"{prefix}{node.name}.")
-
-    yield from walk(module.body, "")
-
-
-def test_lengths_are_counted_without_docstrings() -> None:
-    source = 'class A:\n    def f(self):\n        """Two\n        lines."""\n        return 1\n'
-    assert list(function_lengths(ast.parse(source))) == [("A.f", 2)]
-
-
-def test_files_of_the_package_are_short_or_have_a_reason() -> None:
-    long = {
-        relative(path): lines
-        for path in PACKAGE
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE
-    }
-    assert long.keys() == LONG_FILES.keys(), long
-    assert all(len(reason) > 20 for reason in LONG_FILES.values())
-
-
-def test_functions_of_the_package_are_short_or_have_a_reason() -> None:
-    long = {
-        f"{relative(path)}:{name}": lines
-        for path in PACKAGE
-        for name, lines in function_lengths(parse(path))
-        if lines > LONGEST_FUNCTION
-    }
-    assert long.keys() == LONG_FUNCTIONS.keys(), long
-    assert all(len(reason) > 20 for reason in LONG_FUNCTIONS.values())
-
-
-def test_no_file_is_a_drawer_for_everything() -> None:
-    drawers = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
-    assert not [relative(path) for path in CODE if path.name in drawers]
 
 
 # Safe calls

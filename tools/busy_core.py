@@ -1,6 +1,6 @@
 """Tokens per second of `pretrain gpt`'s training, alone and beside a busy process.
 
-    python experiments/busy_core.py
+    python tools/busy_core.py
 
 Once with the package's policy for threads that wait (OMP_WAIT_POLICY=PASSIVE: they sleep), and
 once with torch loaded first, so that they spin as by default. Each figure is a fresh process, since
