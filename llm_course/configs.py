@@ -75,8 +75,10 @@ class _ModelConfig(_Config):
         vocab_size = self.vocab_size  # type: ignore[attr-defined]
         for name in names:
             value = getattr(self, name)
-            if value is not None and not 0 <= value < vocab_size:
-                raise ConfigError(f"{name} must be from 0 to {vocab_size - 1}, got {value}")
+            if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
+                raise ConfigError(
+                    f"{name} must be a whole number from 0 to {vocab_size - 1}, got {value!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +203,7 @@ class T5Config(_ModelConfig):
             "vocab_size", "n_layers", "n_decoder_layers", "d_model", "n_heads", "d_head", "d_ff"
         )
         _check(self, "n_buckets", 4)
+        _check(self, "max_distance", 1)
         if self.n_buckets % 4:
             raise ConfigError(f"n_buckets must be a multiple of 4, got {self.n_buckets}")
         if self.max_distance <= self.n_buckets // 2:

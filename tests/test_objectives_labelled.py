@@ -257,3 +257,18 @@ def test_the_loss_of_answers_is_that_of_transformers() -> None:
 def test_bad_rows_are_refused(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_no_answer_is_the_window_that_speaks_least_for_it() -> None:
+    """The score of "no answer" is the lowest sum at [CLS] over the windows, wherever it stands."""
+    found = windows(None)
+    for none in ([1.0, 4.0, 3.0], [4.0, 1.0, 3.0], [3.0, 4.0, 1.0]):
+        scored = []
+        for window, height in zip(found, none, strict=True):
+            n = len(window.row.ids)
+            scored.append((window, [height, *[0.0] * (n - 1)], [2 * height, *[0.0] * (n - 1)]))
+        window, start, end = scored[0]
+        start[5], end[6] = 7.0, 8.0
+        text, margin = best_answer(scored, TEXT, longest=5)
+        assert text == TEXT[OFFSETS[1][0] : OFFSETS[2][1]]
+        assert margin == 7.0 + 8.0 - 3 * 1.0  # not the first, the last, the mean or that window's

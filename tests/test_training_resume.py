@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ from llm_course.errors import CheckpointError, ConfigError, RunInUseError
 from llm_course.training.checkpoint import latest_checkpoint, save_checkpoint, verify_checkpoint
 from llm_course.training.loop import train
 from llm_course.training.optim import learning_rate
-from llm_course.training.run_directory import SUMMARY_KEYS, write_summary
+from llm_course.training.run_directory import SUMMARY_KEYS, RunDirectory, write_summary
 
 Batch = dict[str, Tensor]
 
@@ -299,3 +303,150 @@ def test_tensorboard_that_is_not_installed_is_said(
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         finish(tmp_path, tensorboard=True)
+
+
+# ---- what a name promises -----------------------------------------------------------------------
+
+
+class Disk:
+    """Which inodes were flushed, when each name was given, and what was on the disk then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.flushed: set[int] = set()
+        self.named: list[Path] = []  # in their order
+        self.early: list[str] = []  # files and directories that had a name before they were flushed
+        fsync = os.fsync
+
+        def flush(descriptor: int) -> None:
+            fsync(descriptor)
+            self.flushed.add(os.fstat(descriptor).st_ino)
+
+        monkeypatch.setattr(os, "fsync", flush)
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
+
+    def _watched(self, real: Callable[..., None]) -> Callable[..., None]:
+        def rename(source: Any, target: Any) -> None:
+            inside = [Path(source), *Path(source).rglob("*")]
+            self.early += [str(p) for p in inside if p.stat().st_ino not in self.flushed]
+            real(source, target)
+            self.named.append(Path(target))
+            self.flushed.discard(Path(target).parent.stat().st_ino)  # it has changed
+
+        return rename
+
+    def lasting(self, path: Path) -> bool:
+        """Whether the name itself is on the disk: its directory was flushed after it was given."""
+        return path in self.named and path.parent.stat().st_ino in self.flushed
+
+
+def test_what_is_named_is_on_the_disk_and_so_is_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash of the machine after a save leaves no empty file and no checkpoint without a name."""
+    disk = Disk(monkeypatch)
+    saved = save_checkpoint(tmp_path, 1, {"a": b"x" * 100, "b": b""})
+    assert disk.early == []
+    assert disk.lasting(saved)
+    (tmp_path / "out").mkdir()
+    summary = write_summary(tmp_path / "out", val_loss=1.5)
+    assert disk.early == []
+    assert disk.lasting(summary)
+    (tmp_path / "new").write_text("not flushed")  # the control
+    os.replace(tmp_path / "new", tmp_path / "out" / "old")
+    assert disk.early == [str(tmp_path / "new")]
+    assert not disk.lasting(tmp_path / "out" / "old")
+
+
+def test_the_exported_model_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    config = reference_config(max_steps=1, save_every=0)
+    tokenizer = OtherTokenizer("a")
+    batches = ShuffledBatches()
+    list(train(TinyLM(), batches, lm_loss, config, out=tmp_path, tokenizer=tokenizer))
+    assert disk.lasting(tmp_path / "model")
+    assert disk.early == []
+
+
+def models_in(out: Path) -> list[dict[str, bytes]]:
+    """The files of `model/`, and of `model.old/` where a crash has left one."""
+    folders = [out / "model", out / "model.old"]
+    return [{p.name: p.read_bytes() for p in f.iterdir()} for f in folders if f.is_dir()]
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def crash_at(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Crash before the call of this number that makes, names or removes something."""
+    left = [number]
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Crash
+            return real(*arguments, **options)
+
+        return call
+
+    for owner, names in ((os, ("rename", "replace", "mkdir")), (shutil, ("rmtree",))):
+        for name in names:
+            patch.setattr(owner, name, watched(getattr(owner, name)))
+    patch.setattr(OtherTokenizer, "save", watched(OtherTokenizer.save))
+
+
+def export(out: Path, letter: str) -> None:
+    """The end of a run: its model, whose weights the letter decides, and its tokenizer."""
+    if not (out / "checkpoints").exists():
+        (out / "checkpoints").mkdir(parents=True)
+        save_checkpoint(out / "checkpoints", 1, {"a": b"x"})
+    directory = RunDirectory(out, resume=True)
+    try:
+        directory.export(TinyLM(seed=ord(letter)), None, OtherTokenizer(letter))
+    finally:
+        directory.close()
+
+
+def test_a_crash_in_the_middle_of_an_export_leaves_the_model_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "a", "a"), export(tmp_path / "b", "b")
+    (old,), (new,) = models_in(tmp_path / "a"), models_in(tmp_path / "b")
+    assert old.keys() == new.keys() == {"model.safetensors", "tokenizer.json"}
+    crashes = 0
+    for first, second in itertools.product(range(10), (4, 6)):
+        out = tmp_path / f"{first}-{second}"
+        shutil.copytree(tmp_path / "a", out)
+        for number in (first, second):  # the second time it meets what the first has left
+            with monkeypatch.context() as patch, contextlib.suppress(Crash):
+                crash_at(patch, number)
+                export(out, "b")
+                crashes -= 1
+            crashes += 1
+            found = models_in(out)
+            assert old in found or new in found
+            assert not (out / "model").exists() or found[0] in (old, new)
+        export(out, "b")
+        assert models_in(out) == [new]
+    assert crashes > 20
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no")])
+def test_an_export_that_fails_leaves_the_model_that_was_there(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path, "a")
+    (old,) = models_in(tmp_path)
+
+    def half(self: OtherTokenizer, path: str | Path) -> None:
+        (Path(path) / "tokenizer.json").write_text("ha")
+        raise error
+
+    monkeypatch.setattr(OtherTokenizer, "save", half)
+    with pytest.raises((CheckpointError, ValueError)):
+        export(tmp_path, "b")
+    assert models_in(tmp_path) == [old]

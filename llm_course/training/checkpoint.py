@@ -71,11 +71,11 @@ def save_checkpoint(
         for name, data in files.items():
             _write(temporary / name, data)
         _write(temporary / MANIFEST, _manifest(step, files, hashes or {}))
-        _flush_directory(temporary)
+        flush_directory(temporary)
         if final.exists():  # a damaged one, passed over when the run was resumed
             remove(final)
         os.rename(temporary, final)
-        _flush_directory(root)
+        flush_directory(root)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
@@ -205,7 +205,7 @@ def _write(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _flush_directory(path: Path) -> None:
+def flush_directory(path: Path) -> None:
     """Make new names in a directory durable; Windows cannot and need not."""
     if os.name != "posix":
         return
@@ -214,6 +214,20 @@ def _flush_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_tree(path: Path) -> None:
+    """Put what others have written below a directory on the disk, before it gets its name."""
+    for each in path.rglob("*"):
+        if each.is_file():
+            descriptor = os.open(each, os.O_RDWR)  # Windows flushes only what may be written
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        else:
+            flush_directory(each)
+    flush_directory(path)
 
 
 def _measure(path: Path) -> tuple[int, str]:
@@ -240,4 +254,4 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _flush_directory(path.parent)
+    flush_directory(path.parent)

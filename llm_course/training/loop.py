@@ -315,7 +315,8 @@ class _Run(snapshot.Run):
             self.precision,
         )
         progress, loss = self.progress, result["loss"]
-        if progress.best is None or loss < progress.best:
+        # A NaN would stay the best for ever: nothing is lower.
+        if math.isfinite(loss) and (progress.best is None or loss < progress.best):
             progress.best, progress.worse = loss, 0
             if self.config.patience:
                 self.best_state = {n: t.clone() for n, t in model_tensors(self.model).items()}

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from llm_course.errors import CheckpointError, ConfigError, RunInUseError
 from llm_course.training.checkpoint import (
+    flush_directory,
+    flush_tree,
     list_checkpoints,
     remove_leftovers,
     sha256,
@@ -187,15 +189,19 @@ class RunDirectory:
             return
         final, new, old = (self.path / name for name in ("model", "model.tmp", "model.old"))
         try:
+            if old.exists() and not final.exists():  # a crash between the two renames
+                os.rename(old, final)
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             new.mkdir()
             save(new, state_dict=None if state is None else dict(state))
             if tokenizer is not None:
                 tokenizer.save(new)
+            flush_tree(new)
             if final.exists():
                 os.rename(final, old)
             os.rename(new, final)
+            flush_directory(self.path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
