@@ -147,3 +147,12 @@ def test_of_equally_likely_tokens_only_as_many_are_kept_as_are_needed(top_p: flo
     assert kept(torch.zeros(1, 5), top_k=3) == 3
     spread = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, -9.0]])
     assert kept(spread, top_p=top_p) == n
+
+
+def test_each_row_has_its_own_nucleus_beside_rows_of_any_other() -> None:
+    """One row is sure and has it in the short list, the other needs the whole vocabulary."""
+    logits = torch.zeros(2, 1000)
+    logits[0, 7] = 20.0
+    found = next_token_probabilities(logits, temperature=1.0, top_p=0.8995) > 0
+    assert found.sum(-1).tolist() == [1, 900]
+    assert found[0, 7]

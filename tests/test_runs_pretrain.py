@@ -7,16 +7,19 @@ import math
 from collections.abc import Iterable
 from itertools import islice, pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
+from parity import perturbed
 from torch import Tensor
 
 from llm_course.configs import BERTConfig, DataConfig, GPTConfig, TrainConfig
 from llm_course.corpus.sources import in_validation
 from llm_course.corpus.town import Document, generate_documents
-from llm_course.runs.pretrain import GPTRun, prepare_gpt
+from llm_course.models.gpt import GPT
+from llm_course.runs.pretrain import GPTRun, prepare_gpt, settings
 from llm_course.runs.pretrain_bert import prepare_bert
 from llm_course.tokenizers.library import Tokenizer
 
@@ -137,3 +140,90 @@ def test_of_a_document_that_is_cut_only_what_is_read_counts_as_characters(tmp_pa
     characters = sum(len(tokens.decode(row[:5])) for row in rows)
     nats = 4 * len(rows) * math.log(len(tokens))
     assert run.summary(1.0, 1.0)["val_nats_per_char"] == pytest.approx(nats / characters, rel=1e-5)
+
+
+def test_the_scores_of_bert_are_those_of_its_two_tasks_without_dropout(tmp_path: Path) -> None:
+    stories = "\n\n".join(story.text for story in generate_documents(90, 0, "train"))
+    (tmp_path / "mine.txt").write_text(stories)
+    data = DataConfig(
+        data="files", data_files=(str(tmp_path / "mine.txt"),), validation=0.5,
+        tokenizer="wordpiece", vocab_size=300, context=64, batch_size=4,
+    )  # fmt: skip
+    run = prepare_bert(BERTConfig(**SIZES, d_ff=32, dropout=0.5), data, TRAIN)
+    perturbed(run.model).train()
+    with torch.no_grad():  # so that some of what it says is right
+        run.model.get_parameter("mlm_head.decoder.bias")[run.data.tokenizer.token_id(".")] = 6.0
+    summary = run.summary(1.0, 1.0)
+    assert run.model.training  # given back as it was
+    run.model.eval()
+    losses: dict[str, list[float]] = {"mlm": [], "nsp": []}
+    right: dict[str, list[float]] = {"mlm": [], "nsp": []}
+    for batch in run.data.validation:
+        batch = dict(batch)
+        wanted = {"mlm": batch.pop("labels"), "nsp": batch.pop("next_sentence_label")[:, 0]}
+        with torch.no_grad():
+            said = run.model(**batch)
+        for name, logits in (("mlm", said.mlm_logits), ("nsp", said.nsp_logits)):
+            counted = wanted[name] >= 0
+            p = logits[counted].log_softmax(-1)
+            labels = wanted[name][counted]
+            losses[name] += (-p.gather(-1, labels[:, None])[:, 0]).tolist()
+            right[name] += (p.argmax(-1) == labels).float().tolist()
+    assert 25 < len(losses["nsp"]) < 65
+    assert summary["val_loss"] == pytest.approx(mean(losses["mlm"]), rel=1e-4)
+    assert summary["test"]["nsp_loss"] == pytest.approx(mean(losses["nsp"]), rel=1e-4)
+    for name in ("mlm", "nsp"):
+        one = 1 / len(right[name])  # a near tie may fall otherwise
+        assert summary["test"][f"{name}_accuracy"] == pytest.approx(
+            mean(right[name]), abs=1.5 * one
+        )
+        assert 4 * one < mean(right[name]) < 1 - 4 * one
+    assert abs(mean(losses["mlm"]) - mean(losses["nsp"])) > 0.1
+
+
+def test_a_run_begins_with_the_weights_that_its_seed_and_its_data_ask_for(tmp_path: Path) -> None:
+    """On Town, whose stories repeat their names, with heads that copy; elsewhere as the papers."""
+    train_config = dataclasses.replace(TRAIN, seed=3)
+
+    def begins(data: DataConfig, *, copying: bool) -> bool:
+        run = prepare_gpt(GPTConfig(**SIZES), data, train_config)
+        torch.manual_seed(3)
+        fresh = GPT(run.model.config)
+        if copying:
+            fresh.reset_to_copying()
+        return all(torch.equal(a, b) for a, b in zip(run.model.parameters(), fresh.parameters()))
+
+    for data, copies in ((TOWN, True), (table(tmp_path), False)):
+        assert begins(data, copying=copies)
+        assert not begins(data, copying=not copies)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 20}, {"max_steps": 20, "warmup_steps": 20}),
+        ({"max_steps": 20, "warmup_steps": 3}, {"max_steps": 20, "warmup_steps": 3}),
+        ({"max_steps": 9000}, {"max_steps": 9000, "warmup_steps": 100}),
+        ({"lr": 1e-5}, {"lr": 1e-5, "min_lr": 1e-5}),
+        ({"lr": 0.1}, {"lr": 0.1, "min_lr": 1e-4}),
+        ({"context": 64}, {"context": 64, "n_positions": 64}),
+        ({"d_model": 96}, {"d_model": 96, "d_ff": 384}),
+        ({"d_model": 96, "d_ff": 100}, {"d_model": 96, "d_ff": 100}),
+        ({"dataset": "a/b"}, {"data": "hub", "dataset": "a/b"}),
+        ({"data_files": ["a.txt"]}, {"data": "files", "data_files": ("a.txt",)}),
+    ],
+)
+def test_an_option_takes_along_what_hangs_on_it_and_nothing_else(
+    options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    def flat(options: dict[str, Any]) -> dict[str, Any]:
+        model, data, training = settings("t4", options)
+        return {
+            (type(part).__name__, name): value
+            for part in (model, data, training)
+            for name, value in vars(part).items()
+        }
+
+    before, after = flat({}), flat(options)
+    assert {n: v for (_, n), v in after.items() if n in expected} == expected
+    assert {name for kind, name in after if after[kind, name] != before[kind, name]} <= {*expected}

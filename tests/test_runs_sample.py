@@ -70,3 +70,10 @@ def test_a_text_is_its_prompt_and_as_many_new_tokens_as_asked_for_or_fit(
     model = chain(LETTERS, {START: "a", "a": "b", "b": "c", "c": "c"})
     expected = text or prompt + "c" * (11 - len(prompt))  # <bos> is one of the 12 positions
     assert sample_texts(model, LETTERS, prompt=prompt, max_new_tokens=n) == [expected]
+
+
+def test_the_seed_decides_the_texts_and_each_sample_is_drawn_for_itself() -> None:
+    model = chain(LETTERS, {START: "abc", "a": "abc", "b": "abc", "c": "abc"})
+    texts = [sample_texts(model, LETTERS, samples=4, temperature=1.0, seed=s) for s in (0, 0, 1)]
+    assert texts[0] == texts[1]
+    assert len({*texts[0], *texts[2]}) == 8
