@@ -25,7 +25,7 @@ from llm_course.batches.batching import Batch, EndlessBatches, keep_apart
 from llm_course.batches.rows import check_ids, check_settings, pack_rows, sha256_of
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import CHOSEN, MASKED, REPLACED, mask_tokens
+from llm_course.losses.masked import CHOSEN, MASKED, REPLACED, check_shares, mask_tokens
 
 IS_NEXT, NOT_NEXT = 0, 1
 Documents = Sequence[Sequence[Sequence[int]]]  # documents, their sentences, their ids
@@ -46,6 +46,7 @@ class Masking:
     replaced: float = REPLACED
 
     def __post_init__(self) -> None:
+        check_shares(self.chosen, self.masked, self.replaced)
         if self.continues is not None and len(self.continues) != self.vocab_size:
             raise ConfigError(
                 f"continues must say it of each of {self.vocab_size} ids, got {len(self.continues)}"

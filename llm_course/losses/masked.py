@@ -47,7 +47,7 @@ def mask_tokens(
     Raises:
         ConfigError: a share outside 0 to 1, or `masked` and `replaced` more than 1 together.
     """
-    _check_shares(chosen, masked, replaced)
+    check_shares(chosen, masked, replaced)
     ordinary = _ordinary_ids(vocab_size, special_ids)
     is_special = torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype))
     draw = torch.rand(input_ids.shape, generator=generator)
@@ -122,7 +122,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor, name: str) -> tuple[Tensor, T
     return total, (labels != IGNORE).sum()
 
 
-def _check_shares(chosen: float, masked: float, replaced: float) -> None:
+def check_shares(chosen: float, masked: float, replaced: float) -> None:
+    """Refuse a share that is none, and more hidden and replaced tokens than chosen ones."""
     for name, value in (("chosen", chosen), ("masked", masked), ("replaced", replaced)):
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} must be from 0 to 1, got {value}")

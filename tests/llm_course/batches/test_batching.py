@@ -397,3 +397,13 @@ def test_the_first_batch_of_an_epoch_comes_from_the_order_of_that_epoch() -> Non
     again = next(iter(batches))
     assert batches.epoch == 1
     assert not torch.equal(again["input_ids"], first[0]["input_ids"])
+
+
+def test_after_documents_are_dropped_the_order_still_names_those_that_were_given() -> None:
+    documents = [[1, *[3 + i] * (2 + i % 5), 2] for i in range(20)]
+    for number in (0, 7):
+        documents[number] = [1, *[3 + number] * 50, 2]
+    found = PaddedBatches(documents, 6, context=20, long_documents="drop")
+    seen = [i for batch in found for i in (batch["input_ids"][:, 1] - 3).tolist()]
+    assert seen == found.order
+    assert sorted(seen) == [i for i in range(20) if i not in (0, 7)]

@@ -255,3 +255,22 @@ def test_what_makes_no_pairs_is_refused_by_its_value() -> None:
         PairBatches(**(good | {"seed": -1}))
     with pytest.raises(ConfigError, match="pool must be at least 1, got 0"):
         PairBatches(**(good | {"pool": 0}))
+
+
+def test_after_pairs_are_dropped_the_order_still_names_the_pairs_that_were_given() -> None:
+    sources, targets = some_pairs(23)
+    for number in (0, 4, 11):
+        sources[number] = [10 + number] * 90
+    found = PairEvaluation(
+        sources, targets, 4, pad_id=PAD, start_id=BOS, context=40, long_pairs="drop"
+    )
+    seen = [i for batch in found for i in numbers(batch)]
+    assert seen == found.order
+    assert sorted(seen) == [i for i in range(23) if i not in (0, 4, 11)]
+    answers = [row[row != IGNORE].tolist() for batch in found for row in batch["labels"]]
+    assert answers == [targets[i] for i in found.order]
+    # The control: the places among the pairs that are left are other numbers.
+    assert found.order != PairEvaluation(
+        [sources[i] for i in sorted(seen)], [targets[i] for i in sorted(seen)], 4,
+        pad_id=PAD, start_id=BOS,
+    ).order  # fmt: skip

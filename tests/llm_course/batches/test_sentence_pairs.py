@@ -237,3 +237,31 @@ def test_bad_documents_are_refused(
 def test_documents_of_one_sentence_are_left_out_and_counted() -> None:
     maker = PairMaker([*documents(3), [[9, 9]]], 48, True, VOCAB)
     assert (len(maker), maker.skipped) == (3, 1)
+
+
+def test_a_document_is_masked_anew_in_every_epoch() -> None:
+    """One document, one row, one batch an epoch: only its masks may differ."""
+
+    def endless() -> SentencePairBatches:
+        return SentencePairBatches([[list(range(10, 56))]], 48, 1, MASKING, next_sentence=False)
+
+    epochs = [batch for _, batch in zip(range(40), endless())]
+    texts = [torch.where(b["labels"] == IGNORE, b["input_ids"], b["labels"]) for b in epochs]
+    assert all(torch.equal(text[:, 1:-1], torch.arange(10, 56)[None]) for text in texts)
+    chosen = torch.cat([batch["labels"] != IGNORE for batch in epochs])
+    assert len({tuple(row) for row in chosen.tolist()}) == 40
+    assert chosen[:, 1:-1].any(0).float().mean() > 0.95  # with one masking it would be 0.15
+    again = next(iter(endless()))
+    assert torch.equal(again["labels"], epochs[0]["labels"])  # the same seed, the same masks
+
+
+def test_a_document_is_divided_and_paired_anew_in_every_epoch() -> None:
+    endless = batches(masking=NOTHING, packed=False, batch_size=40, context=80)
+    places, labels = set(), set()
+    for _, batch in zip(range(12), endless):
+        first = batch["input_ids"][:, 1] == 10  # the pair that begins with document 0
+        (row,) = first.nonzero().flatten().tolist()
+        places.add(int((batch["token_type_ids"][row] == 0).sum()))
+        labels.add(int(batch["next_sentence_label"][row, 0]))
+    assert labels == {IS_NEXT, NOT_NEXT}
+    assert len(places) > 1
