@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from llm_course.data.sources import in_validation
 from parity import perturbed
 from torch import Tensor
 
 from llm_course.configs import BERTConfig, DataConfig, GPTConfig, TrainConfig
+from llm_course.data.corpora import split_documents
 from llm_course.models.gpt import GPT
 from llm_course.recipes.pretrain_bert import prepare_bert
 from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt, settings
@@ -118,7 +118,7 @@ def test_the_vocabulary_knows_nothing_of_what_is_held_out(tmp_path: Path) -> Non
     data = table(tmp_path)
     tokens = gpt_run(data).data.tokenizer
     texts = [f"one more day and then word{k}" for k in range(120)]
-    held_out = [text for text in texts if in_validation(text, data.validation, data.seed)]
+    _, held_out = split_documents(texts, data.validation, data.seed)
     assert 3 < len(held_out) < 40
     for text in texts:
         known = tokens.unk_id not in tokens.encode(text)
@@ -135,7 +135,7 @@ def test_of_a_document_that_is_cut_only_what_is_read_counts_as_characters(tmp_pa
     run = uniform(gpt_run(dataclasses.replace(table(tmp_path), context=5)))
     tokens = run.data.tokenizer
     texts = [f"one more day and then word{k}" for k in range(120)]
-    rows = tokens.encode_documents([t for t in texts if in_validation(t, 0.1, 0)])
+    rows = tokens.encode_documents(split_documents(texts, 0.1, 0)[1])
     assert min(map(len, rows)) > 5
     characters = sum(len(tokens.decode(row[:5])) for row in rows)
     nats = 4 * len(rows) * math.log(len(tokens))
