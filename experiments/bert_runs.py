@@ -20,7 +20,8 @@ from experiments.hidden_words import hidden_words
 from experiments.packing import packing_cpu
 from experiments.record import Place, RecordedRun
 from experiments.training import run_training
-from llm_course.batches.sentence_pairs import SentencePairEvaluation
+from llm_course.batches.sampler import Evaluation
+from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
 from llm_course.configs import BERTConfig, DataConfig, TrainConfig
 from llm_course.data import sources
 from llm_course.data.sentences import split_sentences
@@ -91,7 +92,7 @@ def pretrained(
     result = run_training(run)
     result |= {"data": _without_folder(place, data), "batch": [data.batch_size, data.context]}
     if scored is not None:
-        result["scored"] = {"text": scored, **_scores(run, place.text_file(scored))}
+        result["scored"] = {"text": scored, **_scores(run, place.text_file(scored), data.context)}
     if keep:
         result["checkpoint"] = store_checkpoint(run, place.checkpoint)
     return result
@@ -111,13 +112,12 @@ def store_checkpoint(run: BERTRun, directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _scores(run: BERTRun, path: Path) -> dict[str, float]:
+def _scores(run: BERTRun, path: Path, context: int) -> dict[str, float]:
     """MLM and NSP of a text that is not of the training files, by its paragraphs."""
     texts = sources.read_documents(path, document="paragraph")
     documents = encoded(run.data.tokenizer, [split_sentences(text) for text in texts])
-    batches = SentencePairEvaluation(
-        documents, run.data.validation.context, EVALUATION_ROWS, run.data.masking
-    )
+    rows = SentencePairs(documents, context, run.data.masking)
+    batches = Evaluation(FixedPairs(rows), EVALUATION_ROWS)
     sums = loss_sums(run.model, batches, bert_loss_fn)
     losses = {f"{name}_loss": float(total / count) for name, (total, count) in sums.items()}
     return losses | accuracies(run.model, batches)

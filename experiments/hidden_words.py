@@ -106,7 +106,7 @@ def _answered(
     for begin in range(0, len(asked), EVALUATION_ROWS):
         some = asked[begin : begin + EVALUATION_ROWS]
         width = max(len(word.pair.ids(silent)) for word in some)
-        batch = pair_batch([[word.pair] for word in some], width, silent, "")
+        batch = pair_batch([[word.pair] for word in some], width, silent)
         rows, targets = torch.arange(len(some)), torch.tensor([word.target for word in some])
         # behind [CLS], and in the second segment behind [SEP] too
         places = torch.tensor([w.place + 1 + (w.place >= len(w.pair.first)) for w in some])

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from experiments.record import Place
-from llm_course.batches.batching import Batch
-from llm_course.batches.sentence_pairs import Masking, SentencePairBatches
-from llm_course.losses.masked import bert_loss_fn
+from llm_course.batches.sampler import Batch, Batches
+from llm_course.batches.sentence_pairs import SentencePairs
+from llm_course.losses.masked import Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 from llm_course.presets import bert_preset
 from llm_course.recipes.pretrain_bert import encoded, masking_of
@@ -73,15 +73,13 @@ def layouts_of(
     padded to longest    a pair a row, as wide as the longest pair of the batch
     padded to context    a pair a row, as wide as the packed rows
     """
-    packed = SentencePairBatches(documents, context, rows, masking)
-    in_batch = [int((b["next_sentence_label"] >= 0).sum()) for b in islice(packed, batches)]
-    packed = SentencePairBatches(documents, context, rows, masking)
-    pairs = round(statistics.mean(in_batch))
-    alone = list(
-        islice(SentencePairBatches(documents, context, pairs, masking, packed=False), batches)
-    )
+    together = SentencePairs(documents, context, masking)
+    packed = list(islice(Batches(together, rows), batches))
+    in_batch = [int((b["next_sentence_label"] >= 0).sum()) for b in packed]
+    single = SentencePairs(documents, context, masking, packed=False)
+    alone = list(islice(Batches(single, round(statistics.mean(in_batch))), batches))
     return {
-        "packed": list(islice(packed, batches)),
+        "packed": packed,
         "padded to longest": [narrowed(batch, masking.pad_id) for batch in alone],
         "padded to context": alone,
     }

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_cases import ShuffledBatches, TinyLM, lm_loss, reference_config
 
 from llm_course.errors import ConfigError
-from llm_course.training.loop import train
 from llm_course.training.parallel import join
 
 SCRIPT = Path(__file__).parents[2] / "help" / "two_ranks.py"
@@ -62,10 +60,3 @@ def test_a_half_set_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match=r"RANK.*torchrun"):
         join(torch.device("cpu"))
-
-
-def test_batches_that_are_shared_already_are_refused() -> None:
-    batches = ShuffledBatches()
-    batches.world_size = 2  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="world_size = 1"):
-        train(TinyLM(), batches, lm_loss, reference_config())
