@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_course.atomic import write_file
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import QuestionExample, TaggedExample, TextExample
 from llm_course.errors import ConfigError
@@ -20,7 +21,6 @@ from llm_course.recipes.predictor import (
     TagPrediction,
 )
 from llm_course.recipes.sample import printable
-from llm_course.training.checkpoint import write_atomically
 from llm_course.training.devices import choose_device
 
 # What of --text, --pair, --question and --context each task takes.
@@ -123,7 +123,7 @@ def _write(lines: str, target: Path | None) -> None:
     if target is None:
         print(printable(lines), end="")
     else:
-        write_atomically(target, lines.encode())
+        write_file(target, lines.encode())
         n = lines.count("\n")
         print(f"wrote {n:,} prediction{'s' * (n != 1)} to {target}", file=sys.stderr)
 

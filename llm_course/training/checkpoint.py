@@ -1,42 +1,41 @@
 """Checkpoints that are either whole or not there, and that cannot be damaged unnoticed.
 
-A checkpoint is a directory `step-00000040` of files and a `manifest.json` with the size and SHA-256
-of each. It is written as `step-00000040.tmp-PID`, every file and the directory are flushed to the
-disk, and only then it gets its name, in one step of the file system. Reading begins with the
-manifest: no file format notices a flipped bit by itself (safetensors loads it silently), the hash
+A checkpoint is a folder `step-00000040`. Each process writes its own part of the tensors there as
+safetensors, by torch.distributed.checkpoint, which reads them again in any number of processes;
+`state.json` has the numbers and words, and `SHA256SUMS` the hash of every file, as `sha256sum -c`
+reads it. No file format notices a flipped bit by itself (safetensors loads it silently), the hash
 does. There is no "latest" pointer that could be older or newer than what it points to: the latest
 is the highest step whose checkpoint verifies.
+
+Nothing is pickled: torch's default storage pickles its list of contents, and so would this one a
+value that is no tensor. Saving is synchronous: `async_save` has written later values of tensors on
+a CPU (PyTorch's issue 144657).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from llm_course.atomic import new_folder, temporary
 from llm_course.errors import CheckpointError
+from llm_course.training import parallel
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
+SCHEMA = 2
+STATE, SUMS = "state.json", "SHA256SUMS"
 NAME = re.compile(r"step-(\d{8,})")
-LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|old)-\d+")
-CHUNK = 1 << 20  # bytes
-
-
-def canonical_json(value: Any) -> bytes:
-    """One spelling for each value, so that equal values have equal hashes."""
-    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+RESERVE = 2**20  # bytes that stay free
 
 
 def checkpoint_path(root: Path, step: int) -> Path:
@@ -44,200 +43,145 @@ def checkpoint_path(root: Path, step: int) -> Path:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The directories that bear a checkpoint's name, newest first; not verified."""
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if NAME.fullmatch(path.name)]
+    """The folders that bear a checkpoint's name, newest first; not verified."""
+    found = [path for path in root.iterdir() if NAME.fullmatch(path.name)] if root.is_dir() else []
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def save_checkpoint(
-    root: Path,
-    step: int,
-    files: Mapping[str, bytes],
-    hashes: Mapping[str, str | None] | None = None,
-    keep: int = 2,
-) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`; `hashes` go to the manifest.
+    root: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> None:
+    """Write a checkpoint, then remove all but the newest `keep`.
 
-    Raises CheckpointError when the disk is full or refuses; older checkpoints stay as they are.
+    All processes call it and see the same folder; `state` is that of the first one. Raises
+    CheckpointError when the disk is full or refuses; older checkpoints stay as they are.
     """
-    final = checkpoint_path(root, step)
-    temporary = root / f"{final.name}.tmp-{os.getpid()}"
-    needed = sum(map(len, files.values()))
+    path, first = checkpoint_path(root, step), parallel.rank() == 0
+    needed = sum(tensor.nbytes for tensor in tensors.values())
     try:
-        _check_space(root, needed)
-        os.mkdir(temporary)
-        for name, data in files.items():
-            _write(temporary / name, data)
-        _write(temporary / MANIFEST, _manifest(step, files, hashes or {}))
-        _flush_directory(temporary)
-        if final.exists():  # a damaged one, passed over when the run was resumed
-            remove(final)
-        os.rename(temporary, final)
-        _flush_directory(root)
+        with ExitStack() as stack:
+            if first:
+                _check_space(root, needed)
+                stack.enter_context(new_folder(path))
+            parallel.barrier()  # the folder is there
+            _write_tensors(temporary(path), tensors)
+            if first:
+                content = {"schema": SCHEMA, "step": step, **state}
+                text = json.dumps(content, sort_keys=True, indent=1)
+                (temporary(path) / STATE).write_text(text, encoding="utf-8")
+                (temporary(path) / SUMS).write_bytes(_sums(temporary(path)))
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"cannot save {final}: {error.strerror or error}; "
-            f"it needs {needed:,} bytes; older checkpoints are unharmed"
+            f"cannot save {path}, which needs {needed:,} bytes: {error.strerror or error}; "
+            "older checkpoints are unharmed"
         ) from error
-    for old in list_checkpoints(root)[keep:]:
-        remove(old)
-    return final
+    for old in list_checkpoints(root)[keep:] if first else ():
+        shutil.rmtree(old, ignore_errors=True)  # half of one does not verify
+    parallel.barrier()  # who leaves now must not end the first process while it writes
 
 
-def remove(path: Path) -> None:
-    """Take a checkpoint's name away first: half of one must not look like a whole one."""
-    doomed = path.with_name(f"{path.name}.old-{os.getpid()}")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+def _check_space(root: Path, needed: int) -> None:
+    free = shutil.disk_usage(root).free
+    if free < needed + RESERVE:
+        raise OSError(f"the disk has {free:,} bytes free, and {RESERVE:,} of them stay so")
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove what killed processes left behind; only for the holder of the run's lock."""
-    for path in root.iterdir():
-        if LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    import torch.distributed.checkpoint as dcp  # a second, which only a run that saves pays
+
+    detached = {name: tensor.detach() for name, tensor in tensors.items()}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _own_errors():
+        dcp.save(detached, storage_writer=writer)
 
 
-def set_aside_newer(root: Path, chosen: Path | None) -> None:
-    """Rename damaged checkpoints newer than the chosen one to `step-N.damaged`."""
-    for path in list_checkpoints(root):
-        if chosen is not None and path.name == chosen.name:
-            return
-        aside = path.with_name(f"{path.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(path, aside)
+def load_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors`, each whole or this process's part of one, in place."""
+    import torch.distributed.checkpoint as dcp
+
+    detached = {name: tensor.detach() for name, tensor in tensors.items()}
+    with _own_errors():
+        dcp.load(detached, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
 
 
-def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """The manifest, once every file in it has its size and its hash; else CheckpointError."""
-    manifest = _read_manifest(path)
-    for name, expected in manifest["files"].items():
-        size, digest = _measure(path / name)
-        if size != expected["size"]:
-            raise CheckpointError(
-                f"{path / name} is damaged: {size} bytes, its manifest says {expected['size']}"
-            )
-        if digest != expected["sha256"]:
-            raise CheckpointError(
-                f"{path / name} is damaged: its SHA-256 is {digest[:12]}…, "
-                f"its manifest says {expected['sha256'][:12]}…"
-            )
-    return manifest
+def stored_tensors(path: Path) -> dict[str, Tensor]:
+    """Name, shape and dtype of all that a checkpoint holds, without the values."""
+    import torch.distributed.checkpoint as dcp
+
+    held: Any = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    return {
+        name: torch.empty(each.size, dtype=each.properties.dtype, device="meta")
+        for name, each in held.items()
+    }
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """What went wrong in any process, Ctrl-C included, without torch's report around it."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as report:
+        raise next(iter(report.failures.values()))[0] from report
+
+
+def _sums(path: Path) -> bytes:
+    """The list of all files of a checkpoint but itself, as `sha256sum` writes it."""
+    lines = []
+    for file in sorted(path.iterdir()):
+        if file.name != SUMS:
+            with file.open("rb") as stream:
+                lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {file.name}\n")
+    return "".join(lines).encode()
+
+
+def verify_checkpoint(path: Path) -> None:
+    """CheckpointError unless the files are those of its list, to the last bit."""
+    try:
+        listed, found = (path / SUMS).read_bytes(), _sums(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if listed != found:
+        lines = set(listed.splitlines()) ^ set(found.splitlines())
+        names = sorted({line[66:].decode(errors="replace") for line in lines} - {""})
+        what = f"does not agree with {', '.join(names)}" if names else "was changed"
+        raise CheckpointError(f"{path} is damaged: {SUMS} {what}")
+    read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `state.json` holds; CheckpointError where it is another version's or another step's."""
+    state: dict[str, Any] = json.loads((path / STATE).read_bytes())
+    if state["schema"] != SCHEMA:
+        raise CheckpointError(f"{path} has schema {state['schema']}, this version reads {SCHEMA}")
+    if path.name != checkpoint_path(path, state["step"]).name:
+        raise CheckpointError(f"{path} belongs to step {state['step']}")
+    return state
 
 
 def latest_checkpoint(root: Path) -> Path | None:
     """The newest checkpoint that verifies; None where there is no checkpoint at all.
 
-    A damaged one is passed over with a warning; if all are damaged, CheckpointError says why.
+    Damaged ones that are newer are renamed to `step-N.damaged`, with a warning that says why; if
+    all are damaged, CheckpointError says it.
     """
-    reasons = []
+    damaged: dict[Path, str] = {}
     for path in list_checkpoints(root):
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
-            reasons.append(str(error))
+            damaged[path] = str(error)
             continue
-        for reason in reasons:
+        for each, reason in damaged.items():
             warnings.warn(f"{reason}; using {path.name}", RuntimeWarning, stacklevel=2)
+            aside = each.with_name(f"{each.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(each, aside)
         return path
-    if reasons:
-        raise CheckpointError(f"no checkpoint in {root} can be used: " + "; ".join(reasons))
+    if damaged:
+        reasons = "; ".join(damaged.values())
+        raise CheckpointError(f"no checkpoint in {root} can be used: {reasons}")
     return None
-
-
-def _manifest(step: int, files: Mapping[str, bytes], hashes: Mapping[str, str | None]) -> bytes:
-    content = {
-        "schema": SCHEMA,
-        "step": step,
-        "files": {name: {"size": len(d), "sha256": sha256(d)} for name, d in files.items()},
-        "hashes": dict(hashes),
-    }
-    return canonical_json({**content, "seal": sha256(canonical_json(content))})
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Parsed, and unchanged to the last byte: its seal is the hash of all the rest."""
-    file = path / MANIFEST
-    try:
-        data = file.read_bytes()
-        manifest = json.loads(data)
-        content = {key: value for key, value in manifest.items() if key != "seal"}
-        sealed = canonical_json({**content, "seal": sha256(canonical_json(content))})
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged: it is not a JSON object") from error
-    if sealed != data:
-        raise CheckpointError(f"{file} is damaged: it does not match its own seal")
-    if manifest.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{file} has schema {manifest.get('schema')!r}, this version reads {SCHEMA}"
-        )
-    try:
-        step, names = manifest["step"], [Path(name) for name in manifest["files"]]
-        own = checkpoint_path(path.parent, step).name == path.name
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} lacks a step or a list of files") from error
-    if not own:
-        raise CheckpointError(f"{file} belongs to step {step}, not to {path.name}")
-    if any(name.name != str(name) for name in names):
-        raise CheckpointError(f"{file} names a file outside its directory")
-    return manifest
-
-
-def _check_space(root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
-    if free < needed + CHUNK:
-        raise OSError(f"the disk has {free:,} bytes free")
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest[: 64 * CHUNK]) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_directory(path: Path) -> None:
-    """Make new names in a directory durable; Windows cannot and need not."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _measure(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return size, digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a single file: readers see the old one or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        _write(temporary, data)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _flush_directory(path.parent)

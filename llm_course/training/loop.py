@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from llm_course.batches.sampler import endless
 from llm_course.configs import TrainConfig
 from llm_course.errors import ConfigError, DataError
-from llm_course.training import parallel, snapshot
-from llm_course.training.devices import choose_device, choose_precision
+from llm_course.training import parallel
+from llm_course.training.devices import Precision, choose_device, choose_precision, most_memory
 from llm_course.training.evaluate import evaluate
 from llm_course.training.gradients import (
     Batch,
@@ -31,7 +30,6 @@ from llm_course.training.gradients import (
     tokens_in,
 )
 from llm_course.training.interrupt import Interrupts
-from llm_course.training.memory import keep_freed_memory
 from llm_course.training.optim import (
     clip_gradients,
     learning_rate,
@@ -40,7 +38,7 @@ from llm_course.training.optim import (
     trainable,
 )
 from llm_course.training.run_directory import RunDirectory
-from llm_course.training.state import Progress, RandomStream, load_model_tensors, model_tensors
+from llm_course.training.state import Progress, RandomStream, RunState
 
 SKIPPED_IN_A_ROW = 100  # updates; a run that learns nothing for so long must not go on silently
 
@@ -81,28 +79,23 @@ def train(
     processes an update takes `accumulation` · n batches of the one stream, so that n processes
     equal one with n times the accumulation.
 
-    With `out`, checkpoints, the log and the model go there, each save before the yield; without,
-    nothing is written. `resume` continues from the newest checkpoint that verifies, or starts
-    afresh where none is. SIGTERM and Ctrl-C finish the update and its evaluation, save, and leave
-    with exit status 143 and 130. With `patience` the model ends with its best weights. Dropout
+    With `out`, checkpoints, the log and `model/` go there: every `save_every` updates, at the end,
+    and the last whole update also when the reader leaves the loop (`break`, an error, Ctrl-C,
+    `close()`, the end of the program) or SIGTERM comes. While it computes, Ctrl-C and SIGTERM wait
+    for the update and its evaluation; the exit status is 130 and 143. After an error in an update,
+    and where other processes cannot follow, the newest checkpoint stays and the message names it.
+
+    `resume` continues from the newest checkpoint that verifies, equal to the last bit to a run that
+    was never left, or starts afresh where there is none. The run may become longer or shorter:
+    `max_steps` is free, and cosine and linear follow the new one from there on.
+
+    With `patience` the model ends with its best weights, and `model/` has the best so far. Dropout
     draws from a state of torch's global generators that is seeded here and given back at each
     yield.
 
     Raises ConfigError, DataError (no label counts, no batches), CheckpointError (damaged, or of
     another run), RunInUseError, FloatingPointError (a gradient that is not finite).
     """
-    _check_arguments(batches, config, out, resume, validation)
-    device = choose_device(config.device)
-    choose_precision(device, config.precision)
-    return _steps(_Run(model, batches, loss_fn, config, validation, tokenizer), device, out, resume)
-
-
-def _check_arguments(
-    batches: Any, config: Any, out: str | Path | None, resume: bool, validation: Any
-) -> None:
-    """What can be refused at the call, before the first `next`."""
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config must be a TrainConfig, got {type(config).__name__}")
     if out is None and (resume or config.tensorboard):
         raise ConfigError("resume and tensorboard need a directory: pass out=...")
     if out is not None and not hasattr(batches, "load_state_dict"):
@@ -112,77 +105,75 @@ def _check_arguments(
         )
     if config.patience and validation is None:
         raise ConfigError(f"patience = {config.patience} needs validation batches")
+    device = choose_device(config.device)
+    precision = choose_precision(device, config.precision)
+    run = _Run(model, batches, loss_fn, config, validation, device, precision)
+    return _steps(run, None if out is None else Path(out), resume, tokenizer)
 
 
-def _steps(run: _Run, device: torch.device, out: str | Path | None, resume: bool) -> Iterator[Step]:
+def _steps(run: _Run, out: Path | None, resume: bool, tokenizer: Any) -> Iterator[Step]:
     with ExitStack() as stack:
-        run.start(stack, device, None if out is None else Path(out), resume)
-        if run.finished:
-            run.finish()
-        while not run.finished:
-            step = run.after(run.update())
-            run.leave_if_asked()
-            if run.finished:
-                run.finish()
-            with run.random.lent(), run.interrupts.lent():
-                yield step
+        run.start(stack, out, resume, tokenizer)
+        try:
+            while not run.finished:
+                step = run.after(run.update())
+                run.interrupts.leave_if_asked(run.save)
+                with run.random.lent(), run.interrupts.lent(run.save):
+                    yield step
+        except GeneratorExit:
+            if run.directory is not None:
+                run.directory.leave()
+            raise
+        except Exception as error:
+            if run.directory is not None:
+                error.add_note(run.directory.newest())
+            raise
 
 
-class _Run(snapshot.Run):
-    """The parts of one call of `train`."""
+@dataclass
+class _Run:
+    """One call of `train`, in the order of time."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Any,
-        loss_fn: LossFunction,
-        config: TrainConfig,
-        validation: Any,
-        tokenizer: Any,
-    ) -> None:
-        self.model = model
-        self.batches = batches
-        self.loss_fn = loss_fn
-        self.config = config
-        self.validation = validation
-        self.tokenizer = tokenizer
-        self.progress = Progress()
-        self.best_state: dict[str, Tensor] = {}
-        self.out: Path | None = None
-        self.directory: RunDirectory | None = None  # of the first process only
-        self.saved_step = -1
-        self.interrupts = Interrupts()
+    model: nn.Module
+    batches: Any
+    loss_fn: LossFunction
+    config: TrainConfig
+    validation: Any
+    device: torch.device
+    precision: Precision
+    directory: RunDirectory | None = None
+    shared: nn.Module | None = None  # made with the first batch
 
-    def start(self, stack: ExitStack, device: torch.device, out: Path | None, resume: bool) -> None:
+    def start(self, stack: ExitStack, out: Path | None, resume: bool, tokenizer: Any) -> None:
         """Everything before the first update; what is opened here closes with `stack`."""
-        config, self.out = self.config, out
-        self.device = parallel.join(device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        if out is not None and parallel.rank() == 0:
+        config = self.config
+        self.device = parallel.join(self.device)
+        if out is not None:
             self.directory = RunDirectory(out, resume)
             stack.callback(self.directory.close)
         self.random = RandomStream(self.device)
         stack.enter_context(self.random.training(config.seed + parallel.rank()))
+        self.interrupts = Interrupts()
         stack.enter_context(self.interrupts.caught())
-        self.precision = choose_precision(self.device, config.precision)
-        self.scaler = self.precision.scaler()
         self.model.to(self.device)
         self.loss_module = LossModule(self.model, self.loss_fn)
-        blocks: list[nn.Module] = getattr(self.model, "blocks", list)()
-        self.shared = parallel.parallelise(self.loss_module, blocks, config.parallel)
-        self.sharded = parallel.is_sharded(self.shared)
-        if config.compile:
-            self.shared.compile()
-        self.optimizers = make_optimizers(self.model, config)
+        self.sharded = parallel.world_size() > 1 and config.parallel == "fsdp"
+        if self.sharded:
+            parallel.shard(self.loss_module, getattr(self.model, "blocks", list)())
         self.parameters = list(trainable(self.model).values())
-        self.start_of_validation = _state_of(self.validation)
-        if resume:
-            snapshot.resume(self)
+        self.optimizers = make_optimizers(self.model, config)
+        self.progress, self.scaler = Progress(), self.precision.scaler()
+        self.state = RunState(
+            self.model, self.optimizers, self.batches, self.scaler, self.random, self.progress
+        )
+        resumable = hasattr(self.validation, "load_state_dict")
+        self.start_of_validation = self.validation.state_dict() if resumable else None
         batches = endless(self.batches, parallel.rank(), parallel.world_size(), self.device)
-        self._batches = stack.enter_context(closing(batches))
+        self._batches: Iterator[Batch] = stack.enter_context(closing(batches))
         if self.directory is not None:
-            self.directory.open_log(self.progress.step, config.tensorboard)
+            self.directory.open(self.state, config, tokenizer)
+        if self.finished:  # before, and resumed
+            self.state.take_best()
 
     @property
     def finished(self) -> bool:
@@ -224,7 +215,7 @@ class _Run(snapshot.Run):
             tokens=progress.tokens,
             tokens_per_second=tokens / seconds,
             seconds=progress.seconds,
-            memory_bytes=_memory_bytes(self.device),
+            memory_bytes=most_memory(self.device),
             skipped=skipped,
         )
 
@@ -236,6 +227,11 @@ class _Run(snapshot.Run):
         batches = [to_device(batch, self.device) for batch in drawn]
         counts_of = getattr(self.loss_fn, "counts", None)
         try:
+            if self.shared is None:
+                with self.precision.autocast():
+                    self.shared = parallel.share_gradients(self.loss_module, batches[0])
+                if self.config.compile:
+                    self.shared.compile()
             return accumulate(self.shared, batches, self.precision, self.scaler, counts_of, tokens)
         except torch.OutOfMemoryError as error:
             shapes = {k: tuple(v.shape) for k, v in batches[0].items() if isinstance(v, Tensor)}
@@ -272,9 +268,8 @@ class _Run(snapshot.Run):
         if (self.config.non_finite == "stop" and not searching) or tired:
             raise FloatingPointError(
                 f"the gradient is not finite in update {number}: loss {loss:.4g}, norm {norm:.4g}, "
-                f"{progress.skipped_in_a_row} in a row; the weights are as before, the last "
-                f"checkpoint is of step {max(self.saved_step, 0)}. Lower lr, lengthen warmup_steps "
-                "or leave such batches out with non_finite='skip'"
+                f"{progress.skipped_in_a_row} in a row; the weights are as before. Lower lr, "
+                "lengthen warmup_steps or leave such batches out with non_finite='skip'"
             )
 
     def after(self, step: Step) -> Step:
@@ -286,8 +281,10 @@ class _Run(snapshot.Run):
         if self.directory is not None:
             self.directory.log(asdict(step))
         every = self.config.save_every
-        if self.out is not None and (self.finished or (every and step.step % every == 0)):
+        if self.finished or (every and step.step % every == 0):
             self.save()
+        if self.finished:
+            self.state.take_best()
         return step
 
     def _evaluate(self) -> dict[str, float]:
@@ -301,49 +298,9 @@ class _Run(snapshot.Run):
             self.device,
             self.precision,
         )
-        progress, loss = self.progress, result["loss"]
-        if progress.best is None or loss < progress.best:
-            progress.best, progress.worse = loss, 0
-            if self.config.patience:
-                self.best_state = {n: t.clone() for n, t in model_tensors(self.model).items()}
-        else:
-            progress.worse += 1
+        self.state.judge(result["loss"], keep_best=self.config.patience > 0)
         return result
 
     def save(self) -> None:
-        if self.saved_step != self.progress.step:
-            snapshot.save(self)
-            self.saved_step = self.progress.step
-
-    def leave_if_asked(self) -> None:
-        """After a signal to any process: save what is not saved yet, and leave."""
-        number = parallel.largest(self.interrupts.received, self.device)
-        if number:
-            if self.out is not None:
-                self.save()
-            self.interrupts.leave(number)
-
-    def finish(self) -> None:
-        """The best weights if patience asked for them, and the model's own directory."""
-        if self.best_state:
-            load_model_tensors(self.model, self.best_state)
-        if self.out is None:
-            return
-        state = model_tensors(self.model) if self.sharded else None
         if self.directory is not None:
-            self.directory.export(self.model, state, self.tokenizer)
-
-
-def _state_of(batches: Any) -> Any:
-    return batches.state_dict() if hasattr(batches, "load_state_dict") else None
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+            self.directory.save()

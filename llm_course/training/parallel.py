@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,20 +22,16 @@ from torch.nn.parallel import DistributedDataParallel
 from llm_course.errors import ConfigError
 
 
-def announced() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def join(device: torch.device) -> torch.device:
     """Join the process group that torchrun announces, and stay to the end; this process's device.
 
     A sharded model needs the group also after training, to be evaluated or gathered.
     """
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        here = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        device = torch.device("cuda", here)
         torch.cuda.set_device(device)
-    if dist.is_initialized() or not announced():
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing:
@@ -60,23 +56,14 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
-def largest(value: int, device: torch.device) -> int:
+def largest(value: int) -> int:
     """The largest value over all processes, so that they decide alike."""
     if world_size() == 1:
         return value
-    shared = torch.tensor(value, device=device)
+    on_gpu = dist.get_backend() == "nccl"
+    shared = torch.tensor(value, device=torch.cuda.current_device() if on_gpu else "cpu")
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return int(shared.item())
-
-
-def gather(values: Tensor, device: torch.device) -> list[Tensor]:
-    """The tensors of all processes, which have one shape, on the CPU."""
-    if world_size() == 1:
-        return [values.cpu()]
-    values = values.to(device)
-    everyone = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(everyone, values)
-    return [each.cpu() for each in everyone]
 
 
 def barrier() -> None:
@@ -84,23 +71,32 @@ def barrier() -> None:
         dist.barrier()
 
 
-def parallelise(module: nn.Module, blocks: Sequence[nn.Module], mode: str) -> nn.Module:
-    """`module`, whose forward is the loss, made to share its work among the processes.
+def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Leave each process a part of every parameter, block by block (FSDP2; Zhao et al. 2023).
 
-    "ddp" copies the model to each (Li et al. 2020). "fsdp" shards the parameters block by block
-    (FSDP2; Zhao et al. 2023), for a model too large for one device.
+    For a model too large for one device; `module` is the one whose forward is the loss.
     """
-    if world_size() == 1:
-        return module
-    if mode == "fsdp":
-        from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard
 
-        for block in blocks:
-            fully_shard(block)
-        fully_shard(module)
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(module)
+
+
+def share_gradients(module: nn.Module, batch: Any) -> nn.Module:
+    """`module`, whose forward is the loss, with the gradients of all processes (Li et al. 2020).
+
+    A head that this loss does not use is no fault, but looking for it costs something in every
+    update: `batch` tells whether there is one. Nothing is done for one process, or for shards.
+    """
+    if world_size() == 1 or hasattr(module, "set_requires_gradient_sync"):
         return module
-    # A head that this loss does not use is no fault. Where all are used, torch warns once that
-    # looking for unused ones costs something: that is meant.
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    device = parameters[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        loss = torch.stack([total for total, _ in module(batch).values()]).sum()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    unused = largest(any(each is None for each in gradients))
     with warnings.catch_warnings():
         # torch 2.13 has a new name for broadcast_buffers, which 2.11 does not know.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
@@ -108,55 +104,37 @@ def parallelise(module: nn.Module, blocks: Sequence[nn.Module], mode: str) -> nn
             module,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
-            find_unused_parameters=True,
+            find_unused_parameters=bool(unused),
         )
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds only a part of each parameter."""
-    if world_size() == 1:
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule)
 
 
 @contextmanager
 def gradients_shared(module: Any, now: bool) -> Iterator[None]:
     """Share gradients in this backward pass only if `now`: once an update, not once a batch."""
-    if is_sharded(module):
-        module.set_requires_gradient_sync(now)
-        yield
-    elif isinstance(module, DistributedDataParallel) and not now:
+    if isinstance(module, DistributedDataParallel) and not now:
         with module.no_sync():
             yield
-    else:
-        yield
-
-
-def _is_part(tensor: Tensor) -> bool:
-    if world_size() == 1:
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+        return
+    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2's, whose import takes a second
+        module.set_requires_gradient_sync(now)
+    yield
 
 
 def whole(tensor: Any) -> Tensor:
     """All of a tensor of which this process may hold a part; every process must call it."""
-    return tensor.full_tensor() if _is_part(tensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def own_part(tensor: Any) -> Tensor:
     """What this process holds of a tensor, to be changed in place."""
-    return tensor.to_local() if _is_part(tensor) else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def sharded_as(tensor: Tensor, example: Any) -> Tensor:
-    """The opposite of `whole`: `tensor` on the device of `example`, sharded as it is."""
-    tensor = tensor.to(example.device)
-    if not _is_part(example):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor, example.device_mesh, example.placements)
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole and on the CPU of the first process, elsewhere nothing; one after the other."""
+    kept = {}
+    for name, tensor in tensors.items():
+        one = whole(tensor.detach())
+        if rank() == 0:
+            kept[name] = one.cpu()
+    return kept

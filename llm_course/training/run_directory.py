@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
+from llm_course.atomic import new_folder, write_file
+from llm_course.configs import TrainConfig
 from llm_course.errors import CheckpointError, ConfigError, RunInUseError
+from llm_course.training import parallel
 from llm_course.training.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
     list_checkpoints,
-    remove_leftovers,
-    sha256,
-    write_atomically,
+    read_state,
+    save_checkpoint,
 )
+from llm_course.training.state import RunState, made_with, model_slots, refuse_another_run
 
-LOCK, LOG = "run.lock", "metrics.jsonl"
+LOCK, LOG, SUMMARY, MODEL = "run.lock", "metrics.jsonl", "summary.json", "model"
 SUMMARY_KEYS = (
     "val_loss",  # nats per token
     "val_nats_per_char",
@@ -43,8 +52,9 @@ def write_summary(out: str | Path, **values: Any) -> Path:
         if key not in SUMMARY_KEYS:
             raise ConfigError(f"unknown key {key!r} of a summary: it has {', '.join(SUMMARY_KEYS)}")
     summary = {key: _finite(values.get(key)) for key in SUMMARY_KEYS}
-    path = Path(out) / "summary.json"
-    write_atomically(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    _refuse_links(Path(out))
+    path = Path(out) / SUMMARY
+    write_file(path, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 
@@ -57,21 +67,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tokenizer_hash(tokenizer: Any) -> str | None:
-    """SHA-256 of the files that the tokenizer saves."""
-    if tokenizer is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return sha256(b"".join(path.name.encode() + path.read_bytes() for path in files))
-
-
 def check_out(path: str | Path, resume: bool, tensorboard: bool = False) -> None:
     """Refuse, before any work and without a trace, what `RunDirectory` would refuse later.
 
-    Raises ConfigError (not a directory, not writable, holds a run and `resume` is false, no
-    TensorBoard) or RunInUseError.
+    Raises ConfigError (not a directory, not writable, holds a run and `resume` is false, a link in
+    the place of a file, no TensorBoard) or RunInUseError.
     """
     if tensorboard:
         _summary_writer()
@@ -88,129 +88,194 @@ def check_out(path: str | Path, resume: bool, tensorboard: bool = False) -> None
 
 def _check_free(path: Path, resume: bool) -> None:
     """Refuse to begin where a run is, or a model that the new one would replace."""
+    _refuse_links(path)
     held = list_checkpoints(path / "checkpoints")
     if held and not resume:
         raise ConfigError(
             f"{path} already holds a run ({held[0].name}): resume it with "
             "resume=True (--resume), or choose another directory"
         )
-    if not held and (path / "model").exists():
+    if not held and (path / MODEL).exists():
         raise ConfigError(
             f"{path} already holds a model, and no checkpoint to resume from: choose another "
-            f"directory, or {path / 'model'} would be replaced"
+            f"directory, or {path / MODEL} would be replaced"
         )
+
+
+def _refuse_links(path: Path) -> None:
+    """What a link in the place of an own file points to is not ours to write."""
+    for name in (LOCK, LOG, SUMMARY, MODEL):
+        if (path / name).is_symlink():
+            raise _unusable(path, f"{path / name} is a symbolic link")
 
 
 def _unusable(path: Path, reason: str | None) -> ConfigError:
     return ConfigError(f"out must be a directory that can be written, {path} is not: {reason}")
 
 
+def _lock(path: Path) -> FileLock:
+    file = path / LOCK
+    owner = file.read_text(errors="replace").strip() if file.is_file() else ""
+    lock = FileLock(file, blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunInUseError(
+            f"{path} is in use by process {owner or 'unknown'}: wait for it, or choose another one"
+        ) from error
+    with contextlib.suppress(OSError):  # on Windows nobody may write to a locked file
+        file.write_text(f"{os.getpid()}\n")
+    return lock
+
+
 class RunDirectory:
-    """Opened by one process at a time; the lock dies with it, however it dies."""
+    """What a run keeps on disk. All processes make one and save together, the first one writes.
+
+    Its lock is held until it is closed or its process ends, however it ends.
+    """
 
     def __init__(self, path: str | Path, resume: bool) -> None:
         """Raises RunInUseError, or ConfigError when the path cannot be used."""
-        self.path = Path(path)
+        self.path, self.resume = Path(path), resume
         self.checkpoints = self.path / "checkpoints"
+        self.saved_step = 0
+        self._lock: FileLock | None = None
+        self._log: FileIO | None = None
+        self._board: Any = None
+        if parallel.rank() > 0:
+            return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            _refuse_links(self.path)
+            self._lock = _lock(self.path)
         except OSError as error:
             raise _unusable(self.path, error.strerror) from error
-        self._log: int | None = None
-        self._board: Any = None
         try:
-            self._hold_lock()
             _check_free(self.path, resume)
-            remove_leftovers(self.checkpoints)
+            for leftover in self.checkpoints.glob("step-*.tmp"):  # of a killed process
+                shutil.rmtree(leftover, ignore_errors=True)
         except BaseException:
             self.close()
             raise
 
-    def _hold_lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two runs in one directory are the reader's own care
+    def open(self, state: RunState, config: TrainConfig, tokenizer: Any) -> None:
+        """Bring `state` to the newest checkpoint that verifies, if wanted, and open the log.
+
+        Raises CheckpointError (damaged, of another run, of another model).
+        """
+        self._state, self._config, self._tokenizer = state, config, tokenizer
+        self._made_with = made_with(state.model, state.batches, config, tokenizer_hash(tokenizer))
+        if self.resume:
+            self._load()
+        if parallel.rank() == 0:
+            self._open_log(state.progress.step)
+
+    def _load(self) -> None:
+        """The first process verifies, and all take the same checkpoint."""
+        found = latest_checkpoint(self.checkpoints) if parallel.rank() == 0 else None
+        step = parallel.largest(read_state(found)["step"] if found else 0)
+        if step == 0:
+            return
+        path = checkpoint_path(self.checkpoints, step)
+        values = read_state(path)
+        refuse_another_run(path, values["made_with"], self._made_with)
+        self._state.load(path, values)
+        self.saved_step = step
+        self._export()  # the process may have been killed before
+
+    def save(self) -> None:
+        """A checkpoint, then `model/`, of what is not saved yet; all processes take part.
+
+        Raises CheckpointError when the disk is full or refuses.
+        """
+        step = self._state.progress.step
+        if step == self.saved_step:
+            return
+        if self._log is not None:  # on the disk before a checkpoint that follows it
+            os.fsync(self._log.fileno())
+        values = {**self._state.values(), "made_with": self._made_with}
+        keep = self._config.keep_checkpoints
+        save_checkpoint(self.checkpoints, step, self._state.tensors(), values, keep)
+        self.saved_step = step
+        self._export()
+
+    def _export(self) -> None:
+        """`model/` in the model's own layout with its tokenizer, if it can be written so."""
+        model: Any = self._state.model
+        weights = parallel.gathered(self._state.best or model_slots(model))
+        if parallel.rank() > 0 or not hasattr(model, "save_pretrained"):
             return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
-            raise RunInUseError(
-                f"{self.path} is in use by process {owner}: wait for it, or choose another one"
+            with new_folder(self.path / MODEL) as folder:
+                model.save_pretrained(folder, state_dict=weights)
+                if self._tokenizer is not None:
+                    self._tokenizer.save(folder)
+        except (OSError, SafetensorError) as error:
+            needed = sum(tensor.nbytes for tensor in weights.values())
+            raise CheckpointError(
+                f"cannot write {self.path / MODEL}, which needs {needed:,} bytes: {error}; the "
+                "checkpoints are unharmed, so resuming the run writes it again"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
 
-    def open_log(self, step: int, tensorboard: bool = False) -> None:
+    def leave(self) -> None:
+        """Save when the reader has left the loop; other processes do not hear of that."""
+        if parallel.world_size() == 1:
+            self.save()
+        elif self.saved_step < self._state.progress.step:
+            said = f"step {self._state.progress.step} is not saved, as that takes all processes"
+            warnings.warn(f"{said}, and one left the loop; {self.newest()}", stacklevel=4)
+
+    def newest(self) -> str:
+        """Where a resumed run would go on."""
+        for path in list_checkpoints(self.checkpoints):
+            return f"the newest checkpoint is {path}: resume=True (--resume) goes on from there"
+        return f"{self.path} has no checkpoint yet"
+
+    def _open_log(self, step: int) -> None:
         """Open `metrics.jsonl` for appending, without the lines after `step`: they come again."""
-        if tensorboard:
-            self._board = _tensorboard(self.path / "tensorboard", step)
+        if self._config.tensorboard:
+            self._board = _summary_writer()(str(self.path / "tensorboard"), purge_step=step + 1)
         path = self.path / LOG
-        kept = 0
-        if step and path.is_file():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n") or _step_of(line) > step:
-                    break
-                kept += len(line)
-        self._log = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        os.ftruncate(self._log, kept)
-        os.lseek(self._log, kept, os.SEEK_SET)
+        kept = []
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+            if not line.endswith(b"\n") or _step_of(line) > step:
+                break
+            kept.append(line)
+        write_file(path, b"".join(kept))
+        self._log = FileIO(path, "a")
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line in one write, so that a kill leaves no half line."""
-        if self._log is not None:
-            rest = (json.dumps(_finite(values), allow_nan=False) + "\n").encode()
-            try:
-                while rest:
-                    rest = rest[os.write(self._log, rest) :]
-            except OSError as error:
-                reason = f"{error.strerror}; the checkpoints are unharmed"
-                raise CheckpointError(f"cannot write {self.path / LOG}: {reason}") from error
+        if self._log is None:
+            return
+        rest = (json.dumps(_finite(values), allow_nan=False) + "\n").encode()
+        try:
+            while rest:
+                rest = rest[self._log.write(rest) :]
+        except OSError as error:
+            reason = f"{error.strerror}; the checkpoints are unharmed"
+            raise CheckpointError(f"cannot write {self.path / LOG}: {reason}") from error
         if self._board is not None:
             for name, value in _scalars(values):
                 self._board.add_scalar(name, value, values["step"])
 
-    def flush_log(self) -> None:
-        """On the disk, before a checkpoint that follows it."""
-        if self._log is not None:
-            os.fsync(self._log)
-
-    def export(self, model: nn.Module, state: Mapping[str, Tensor] | None, tokenizer: Any) -> None:
-        """Write `model/` in the model's own layout, with its tokenizer, then put it in place.
-
-        `state` replaces the model's own tensors where it holds only shards of them. Raises
-        CheckpointError when the disk is full or refuses.
-        """
-        save = getattr(model, "save_pretrained", None)
-        if save is None:
-            return
-        final, new, old = (self.path / name for name in ("model", "model.tmp", "model.old"))
-        try:
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            new.mkdir()
-            save(new, state_dict=None if state is None else dict(state))
-            if tokenizer is not None:
-                tokenizer.save(new)
-            if final.exists():
-                os.rename(final, old)
-            os.rename(new, final)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(new, ignore_errors=True)
-            raise CheckpointError(
-                f"cannot write {final}: {error}; the checkpoints are unharmed, so resuming the run "
-                "writes it again"
-            ) from error
-        shutil.rmtree(old, ignore_errors=True)
-
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-        for descriptor in (self._log, self._lock):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._log = None
+        for each in (self._board, self._log):
+            if each is not None:
+                each.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def tokenizer_hash(tokenizer: Any) -> str | None:
+    """SHA-256 of the files that the tokenizer saves."""
+    if tokenizer is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        content = b"".join(path.name.encode() + path.read_bytes() for path in files)
+        return hashlib.sha256(content).hexdigest()
 
 
 def _step_of(line: bytes) -> float:
@@ -229,11 +294,6 @@ def _summary_writer() -> Any:
             "tensorboard = True needs the package tensorboard: pip install tensorboard"
         ) from error
     return SummaryWriter
-
-
-def _tensorboard(path: Path, step: int) -> Any:
-    """A writer that hides what a killed run wrote after `step`."""
-    return _summary_writer()(str(path), purge_step=step + 1)
 
 
 def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,39 +1,21 @@
-"""All that a run needs to go on exactly where it stopped, as tensors and plain values."""
+"""All that a run needs to go on exactly where it stopped, and what it must go on with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import CheckpointError
+from llm_course.training import parallel
+from llm_course.training.checkpoint import load_tensors, stored_tensors
 from llm_course.training.optim import trainable
-from llm_course.training.parallel import sharded_as, whole
-
-# These may change when a run is resumed: they say where, how often and how long, not what is
-# computed. max_steps joins them when the schedule does not depend on it. Of accumulation only its
-# product with the number of processes counts, and that is compared as batches_per_update.
-FREE_FIELDS = {
-    "accumulation",
-    "device",
-    "compile",
-    "parallel",
-    "eval_every",
-    "patience",
-    "save_every",
-    "keep_checkpoints",
-    "non_finite",
-    "tensorboard",
-}
-ENDLESS_SCHEDULES = ("constant", "inverse_sqrt")
 
 
 @dataclass
@@ -57,75 +39,151 @@ class RandomStream:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._other: list[Tensor] | None = None  # the state of whoever does not run now
+        own = [torch.get_device_module(device)] if device.type in ("cuda", "mps") else []
+        self._generators: list[Any] = [torch.random, *own]
+        self._training: list[Tensor] | None = None  # while the reader draws
+        self._readers = self._states()
 
     @contextmanager
     def training(self, seed: int) -> Iterator[None]:
-        self._other = self.states()
         torch.manual_seed(seed)
         try:
             yield
         finally:
-            self.restore(self._other)
+            self._restore(self._readers)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        self._swap()
+        self._training = self._states()
+        self._restore(self._readers)
         try:
             yield
         finally:
-            self._swap()
+            self._readers = self._states()
+            self._restore(self._training)
+            self._training = None
 
-    def _swap(self) -> None:
-        now = self.states()
-        self.restore(self._other or now)
-        self._other = now
+    def state_dict(self) -> dict[str, Tensor]:
+        """This process's, as bytes."""
+        states = self._training or self._states()
+        return {f"{parallel.rank()}.{i}": state for i, state in enumerate(states)}
 
-    def states(self) -> list[Tensor]:
-        """Of the CPU and of the device, as bytes."""
-        if self.device.type == "cuda":
-            return [torch.get_rng_state(), torch.cuda.get_rng_state(self.device)]
-        if self.device.type == "mps":
-            return [torch.get_rng_state(), torch.mps.get_rng_state()]
-        return [torch.get_rng_state()]
+    def load_state_dict(self, states: Mapping[str, Tensor]) -> None:
+        self._restore(list(states.values()))
 
-    def restore(self, states: Sequence[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if len(states) > 1 and self.device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self.device)
-        if len(states) > 1 and self.device.type == "mps":
-            torch.mps.set_rng_state(states[1])
+    def _states(self) -> list[Tensor]:
+        return [each.get_rng_state() for each in self._generators]
+
+    def _restore(self, states: list[Tensor]) -> None:
+        for each, state in zip(self._generators, states):
+            each.set_rng_state(state)
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the model on the CPU, whole; a tied tensor under its first name only.
+@dataclass
+class RunState:
+    """What changes in a run. A checkpoint holds its tensors, by `part.name`, and its values."""
 
-    With several processes all must call it.
-    """
-    return {name: whole(t.detach()).cpu().contiguous() for name, t in model_slots(model).items()}
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    batches: Any
+    scaler: torch.amp.GradScaler
+    random: RandomStream
+    progress: Progress
+    best: dict[str, Tensor] = field(default_factory=dict)  # the weights of the lowest loss
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As this process holds them."""
+        return {
+            **_named("model", model_slots(self.model)),
+            **_named("best", self.best),
+            **self._moments(),
+            **_named("random", self.random.state_dict()),
+        }
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "progress": asdict(self.progress),
+            "batches": self.batches.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "processes": parallel.world_size(),
+        }
+
+    def load(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint with these values: everything is compared, then changed."""
+        stored = stored_tensors(path)
+        slots = model_slots(self.model)
+        if any(name.startswith("best.") for name in stored):
+            self.best = {name: torch.empty_like(tensor) for name, tensor in slots.items()}
+        self._make_moments(stored)
+        wanted = {**_named("model", slots), **_named("best", self.best), **self._moments()}
+        _compare(path, {n: t for n, t in stored.items() if not n.startswith("random.")}, wanted)
+        random = self.random.state_dict()
+        # Where the number of processes or the device changed, dropout is drawn afresh.
+        if values["processes"] == parallel.world_size():
+            wanted |= {n: t for n, t in _named("random", random).items() if n in stored}
+        load_tensors(path, wanted)
+        self.random.load_state_dict(random)
+        self.batches.load_state_dict(values["batches"])
+        if values["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])
+        vars(self.progress).update(values["progress"])
+
+    def judge(self, loss: float, keep_best: bool) -> None:
+        """Note whether an evaluation was the best so far, and keep its weights if wanted."""
+        if self.progress.best is None or loss < self.progress.best:
+            self.progress.best, self.progress.worse = loss, 0
+            if keep_best:
+                slots = model_slots(self.model)
+                self.best = {name: tensor.detach().clone() for name, tensor in slots.items()}
+        else:
+            self.progress.worse += 1
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """The best weights, if any were kept; in place, so that tied ones stay tied."""
+        slots = model_slots(self.model)
+        for name, tensor in self.best.items():
+            slots[name].copy_(tensor)
+
+    def _moments(self) -> dict[str, Tensor]:
+        """What the optimizers remember: torch numbers the parameters, names survive."""
+        return {
+            f"optimizer.{name}.{slot}": value
+            for name, parameter in trainable(self.model).items()
+            for optimizer in self.optimizers
+            for slot, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def _make_moments(self, stored: Mapping[str, Tensor]) -> None:
+        """Room for the moments in `stored`: of all parameters that had been moved, and no others.
+
+        torch makes them by an update of rate 0. That is not for a save: an optimizer whose updates
+        were all skipped has no moments, and must not get any.
+        """
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        get_optimizer_state_dict(self.model, self.optimizers)
+        moved = {name.rpartition(".")[0] for name in stored}
+        for name, parameter in trainable(self.model).items():
+            if f"optimizer.{name}" not in moved:
+                for optimizer in self.optimizers:
+                    optimizer.state.pop(parameter, None)
 
 
-def optimizer_tensors(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """The optimizers' state on the CPU, `parameter.slot`: torch numbers them, names survive."""
-    return {
-        f"{name}.{slot}": whole(value.detach()).cpu().contiguous()
-        for name, parameter in trainable(model).items()
-        for optimizer in optimizers
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+def model_slots(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the model, to be changed in place; a tied tensor under its first name only."""
+    kept: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if kept.setdefault(id(t), name) == name}
 
 
-def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Same names, shapes and dtypes, or a CheckpointError that lists every difference."""
     faults = [f"{name} is missing" for name in wanted if name not in found]
     faults += [f"{name} is unknown" for name in found if name not in wanted]
@@ -139,110 +197,38 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
         raise CheckpointError(f"{path} does not fit this model: " + "; ".join(sorted(faults)))
 
 
-def model_slots(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that `model_tensors` saves, as they are: where a loaded state goes."""
-    kept: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)
-    return {name: t for name, t in state.items() if kept.setdefault(id(t), name) == name}
+# What may change when a run is resumed: where, how often and how long, not what is computed. Of
+# accumulation only its product with the number of processes counts (`batches_per_update`).
+FREE_FIELDS = {
+    *("accumulation", "device", "compile", "parallel", "max_steps", "eval_every", "patience"),
+    *("save_every", "keep_checkpoints", "non_finite", "tensorboard"),
+}
 
 
-@torch.no_grad()
-def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy in place, so that tied weights stay tied; checked before."""
-    for name, slot in model_slots(model).items():
-        slot.copy_(sharded_as(tensors[name], slot))
+def made_with(
+    model: nn.Module, batches: Any, config: TrainConfig, tokenizer: str | None
+) -> dict[str, Any]:
+    """What a run computes with, as JSON gives it back; `tokenizer` is a hash."""
+    size: Any = getattr(model, "config", None)
+    fields = asdict(size) if is_dataclass(size) and not isinstance(size, type) else {}
+    fingerprint = getattr(batches, "fingerprint", None)
+    return {
+        **{f"training.{k}": v for k, v in asdict(config).items() if k not in FREE_FIELDS},
+        **{f"model.{k}": list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
+        "tokenizer": tokenizer,
+        "data": fingerprint() if callable(fingerprint) else fingerprint,
+        "batches_per_update": config.accumulation * parallel.world_size(),
+        "frozen tensors": sum(not p.requires_grad for p in model.parameters()),
+    }
 
 
-def check_optimizer_tensors(
-    path: Path,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    found: Mapping[str, Tensor],
-) -> None:
-    """The slots of each parameter that its optimizer has moved, and nothing else."""
-    wanted: dict[str, Tensor] = {}
-    for optimizer in optimizers:
-        for name, parameter in _named(model, optimizer):
-            slots = _slots(optimizer)
-            if not any(f"{name}.{slot}" in found for slot in slots):
-                continue
-            like = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            wanted |= {f"{name}.{slot}": like for slot in slots if slot != "step"}
-            if "step" in slots:  # float32, or the default type where not fused
-                step = found.get(f"{name}.step")
-                dtype = torch.float64 if step is not None and step.dtype == torch.float64 else None
-                wanted[f"{name}.step"] = torch.empty(
-                    (), dtype=dtype or torch.float32, device="meta"
-                )
-    check_tensors(path, found, wanted)
-
-
-def load_optimizer_tensors(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
-) -> None:
-    for optimizer in optimizers:
-        state = {}
-        for number, (name, parameter) in enumerate(_named(model, optimizer)):
-            found = {slot: tensors.get(f"{name}.{slot}") for slot in _slots(optimizer)}
-            kept = {slot: tensor.clone() for slot, tensor in found.items() if tensor is not None}
-            if kept:
-                state[number] = {
-                    slot: tensor if slot == "step" else sharded_as(tensor, parameter)
-                    for slot, tensor in kept.items()
-                }
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _named(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of an optimizer with their names, in the order of its numbers."""
-    names = {id(parameter): name for name, parameter in trainable(model).items()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
-
-
-def _slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimizer remembers of a parameter."""
-    is_muon = isinstance(optimizer, torch.optim.Muon)
-    return ("momentum_buffer",) if is_muon else ("step", "exp_avg", "exp_avg_sq")
-
-
-def describe(config: Any) -> dict[str, Any] | None:
-    """A model's config as a plain dict, as JSON gives it back, if it can be compared."""
-    if is_dataclass(config) and not isinstance(config, type):
-        fields = asdict(config)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-    return dict(config) if isinstance(config, Mapping) else None
-
-
-def refuse_another_run(
-    path: Path, saved: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
-) -> None:
-    """Compare what a checkpoint was made with to what it would be continued with.
-
-    `saved` and `now` are what `snapshot.made_with` gives. Raises
-    CheckpointError naming every field that differs, with both values.
-    """
-    free = set(FREE_FIELDS)
-    if config.schedule in ENDLESS_SCHEDULES:
-        free.add("max_steps")
-    faults = []
-    for part in ("training", "model"):
-        old, new = saved.get(part) or {}, now.get(part) or {}
-        faults += [
-            f"{part}.{field} was {old.get(field)!r} and is {new.get(field)!r}"
-            for field in sorted(old.keys() | new.keys())
-            if old.get(field) != new.get(field) and not (part == "training" and field in free)
-        ]
-    for part in ("tokenizer", "data", "batches_per_update"):
-        if saved.get(part) != now.get(part):
-            faults.append(f"{part} was {_short(saved.get(part))} and is {_short(now.get(part))}")
-    before, after = saved.get("frozen_tensors", 0), now.get("frozen_tensors", 0)
-    if before != after:
-        faults.append(f"{before} tensors were frozen and {after} are")
+def refuse_another_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """CheckpointError where two `made_with` differ: each name with both values."""
+    faults = [
+        f"{name} was {_short(saved.get(name))} and is {_short(now.get(name))}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name)
+    ]
     if faults:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(faults)}. Resume with the same settings, "

@@ -10,6 +10,7 @@ same" means equal SHA-256 of weights, optimizer, random state, data order, log a
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -29,11 +30,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+import torch.distributed.checkpoint  # once, and not in every child
 from safetensors.torch import load_file
-from training_cases import ShuffledBatches, TinyLM, digest, lm_loss, reference_config
+from training_cases import (
+    ShuffledBatches,
+    TinyLM,
+    digest,
+    lm_loss,
+    reference_config,
+    stored,
+)
 
 from llm_course.errors import CheckpointError
-from llm_course.training import snapshot
 from llm_course.training.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
@@ -42,7 +50,7 @@ from llm_course.training.checkpoint import (
 from llm_course.training.loop import train
 from llm_course.training.run_directory import RunDirectory
 
-CALLS = ("open", "write", "fsync", "close", "mkdir", "rename", "replace", "unlink", "rmdir")
+CALLS = ("open", "fsync", "close", "mkdir", "rename", "replace", "unlink", "rmdir")  # of `os`
 SHORT = {"max_steps": 20}  # of the runs that are killed at one place: saves at 5, 10, 15, 20
 
 
@@ -169,31 +177,54 @@ class Trap:
         self.at, self.half = at, half
         self.trace: list[str] = []
 
-    def around(self, owner: Any, name: str) -> None:
-        """Arm the trap during the call of `owner.name` in the save of step 15 (or any export)."""
-        original = getattr(owner, name)
+    def around(self, name: str) -> None:
+        """Arm the trap during the run directory's `name` in the save of step 15."""
+        original = getattr(RunDirectory, name)
 
-        def armed(*args: Any, **kwargs: Any) -> Any:
-            if name == "save" and args[0].progress.step != 15:
-                return original(*args, **kwargs)
+        def armed(directory: RunDirectory) -> None:
+            if directory._state.progress.step != 15:
+                return original(directory)
             real = {call: getattr(os, call) for call in CALLS}
+            real_open = io.open
             for call in CALLS:
                 setattr(os, call, self._watched(call, real[call]))
-            result = original(*args, **kwargs)
+            io.open = self._watched_open(real_open)  # type: ignore[assignment]
+            original(directory)
             self._point("end")
+            io.open = real_open
             for call in CALLS:
                 setattr(os, call, real[call])
-            return result
 
-        setattr(owner, name, armed)
+        setattr(RunDirectory, name, armed)
 
     def _watched(self, call: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if call == "write" and self.half and len(self.trace) == self.at:
-                real(args[0], bytes(args[1])[: len(args[1]) // 2])
             name = Path(args[0]).name if isinstance(args[0], (str, Path)) else ""
             self._point(f"{call} {name}".strip())
             return real(*args, **kwargs)
+
+        return watched
+
+    def _watched_open(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a file to be written; also torch's own writer opens its files so."""
+
+        def watched(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            if not set(mode) & set("wxa"):
+                return real(file, mode, *args, **kwargs)
+            name = Path(file).name
+            self._point(f"create {name}")
+            stream = real(file, mode, *args, **kwargs)
+            real_write = stream.write
+
+            def write(data: Any) -> Any:
+                if self.half and len(self.trace) == self.at:
+                    real_write(data[: len(data) // 2])
+                    stream.flush()
+                self._point(f"write {name}")
+                return real_write(data)
+
+            stream.write = write
+            return stream
 
         return watched
 
@@ -203,18 +234,18 @@ class Trap:
         self.trace.append(what)
 
 
-def trapped(out: Path, trap: Trap, owner: Any, name: str) -> None:
-    trap.around(owner, name)
+def trapped(out: Path, trap: Trap, name: str) -> None:
+    trap.around(name)
     run(out, **SHORT)
 
 
-def points_of(bench: Bench, owner: Any, name: str) -> list[str]:
+def points_of(bench: Bench, name: str) -> list[str]:
     """All calls to the file system inside one save, in order."""
     out, trap = bench.copy(), Trap()
     report = bench.folder / "trace.json"
 
     def work() -> None:
-        trapped(out, trap, owner, name)
+        trapped(out, trap, name)
         report.write_text(json.dumps(trap.trace))
 
     assert wait(start(work)) == 0
@@ -222,33 +253,62 @@ def points_of(bench: Bench, owner: Any, name: str) -> list[str]:
     return json.loads(report.read_text())
 
 
-def kills_inside(bench: Bench, owner: Any, name: str) -> dict[str, Any]:
-    """Kill before each call to the file system, after the last, and in the middle of each write."""
-    trace = points_of(bench, owner, name)
+def kills_inside(bench: Bench, name: str) -> dict[str, Any]:
+    """Kill before each call to the file system, after the last, and in the middle of each write.
+
+    Each time a checkpoint verifies, and `model/` is whole: that of one of the checkpoints.
+    """
+    trace = points_of(bench, name)
     cases = [(i, False) for i in range(len(trace))]
     cases += [(i, True) for i, what in enumerate(trace) if what.startswith("write")]
     good = 0
     for at, half in cases:
         out = bench.copy()
-        status = wait(start(partial(trapped, out, Trap(at, half), owner, name)))
+        status = wait(start(partial(trapped, out, Trap(at, half), name)))
         faults = [] if status == -signal.SIGKILL else [f"not killed: {status}"]
         newest = latest_checkpoint(out / "checkpoints")
         if newest is None or newest.name < "step-00000010":
             faults.append(f"committed state lost: {newest}")
+        if not model_is_whole(out):
+            faults.append("model/ is not whole")
         faults += finish(out, bench.expected_short, **SHORT)
         good += bench.judge(f"inside {name}, point {at} ({trace[at]})", faults, out)
     return {"ok": good, "of": len(cases), "points": len(trace), "trace": trace}
 
 
+def model_is_whole(out: Path) -> bool:
+    """Whether `model/` has the weights of a checkpoint that verifies."""
+    weights = load_file(out / "model" / "model.safetensors")
+    for path in list_checkpoints(out / "checkpoints"):
+        tensors = stored(path)
+        if all(torch.equal(weights[name], tensors[f"model.{name}"]) for name in weights):
+            verify_checkpoint(path)
+            return len(weights) > 20
+    return False
+
+
 def order_holds(trace: list[str]) -> bool:
-    """Every file is flushed before the checkpoint gets its name, and the name after that."""
-    rename = next(i for i, what in enumerate(trace) if what.startswith("rename step-00000015"))
-    opened = [i for i, what in enumerate(trace[:rename]) if what.startswith("open ")]
-    flushed = [i for i, what in enumerate(trace[:rename]) if what == "fsync"]
-    after = next(i for i, what in enumerate(trace) if i > rename and what == "fsync")
-    each = all(any(o < f for f in flushed if f < n) for o, n in zip(opened, [*opened[1:], rename]))
-    removed = [i for i, what in enumerate(trace) if what.split()[0] in ("unlink", "rmdir")]
-    return each and after > rename and all(i > after for i in removed)
+    """Every file is on the disk before its checkpoint, or it itself, gets its name."""
+    rename = trace.index("rename step-00000015.tmp")
+
+    def flushed(name: str, before: int) -> bool:
+        return any(
+            trace[i] == f"open {name}" and trace[i + 1] == "fsync" for i in range(before - 1)
+        )
+
+    created = [what.split()[1] for what in trace[:rename] if what.startswith("create ")]
+    replaced = [(i, what.split()[1]) for i, what in enumerate(trace) if what.startswith("replace ")]
+    after = trace.index("open checkpoints")
+    removed = [i for i, what in enumerate(trace) if what.split()[0] == "unlink"]
+    return (
+        len(created) == 3
+        and all(flushed(name, rename) for name in (*created, "step-00000015.tmp"))
+        and rename < after
+        and trace[after + 1] == "fsync"
+        and all(i > after for i in removed)
+        and len(replaced) > 0
+        and all(flushed(name, i) for i, name in replaced)
+    )
 
 
 def mutate(path: Path, other: Path, kind: str, rng: random.Random) -> str | None:
@@ -308,11 +368,11 @@ def mutations(bench: Bench, cases: int) -> dict[str, Any]:
             fallbacks += latest_checkpoint(root) == older
         if kind == "flip" and "model" in what:
             flips += 1
-            unprotected += _loads(newest / "model.safetensors")
+            unprotected += _loads(root / f"{newest.name}.damaged" / what.split()[0])
     return {
         "ok": min(detected, fallbacks),
         "of": cases,
-        "silent without the manifest": f"{unprotected} of {flips} bit flips in the weights",
+        "silent without the list": f"{unprotected} of {flips} bit flips in the weights",
     }
 
 
@@ -328,7 +388,9 @@ def _loads(path: Path) -> bool:
 def disk_full(bench: Bench, cases: int) -> dict[str, int]:
     """A limit on the size of files makes the save at 15 fail, at many sizes."""
     good = 0
-    sizes = [12_000 + i * 135_000 // max(cases - 1, 1) for i in range(cases)]
+    newest = list_checkpoints(bench.base / "checkpoints")[0]
+    largest = max(path.stat().st_size for path in newest.iterdir())
+    sizes = [12_000 + i * (largest - 12_001) // max(cases - 1, 1) for i in range(cases)]
     for size in sizes:
         out, message = bench.copy(), bench.folder / "message.txt"
 
@@ -344,7 +406,7 @@ def disk_full(bench: Bench, cases: int) -> dict[str, int]:
             faults.append(f"message {text!r}")
         if [p.name[-2:] for p in list_checkpoints(out / "checkpoints")] != ["10", "05"]:
             faults.append("older checkpoints are gone")
-        if any(".tmp-" in p.name for p in (out / "checkpoints").iterdir()):
+        if any(".tmp" in p.name for p in (out / "checkpoints").iterdir()):
             faults.append("half a checkpoint is left on the full disk")
         faults += finish(out, bench.expected_short, **SHORT)
         good += bench.judge(f"disk full at {size}", faults, out)
@@ -417,12 +479,12 @@ def signals(bench: Bench, each: int) -> dict[str, int]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bench = Bench(folder, arguments.seed)
-    inside = kills_inside(bench, snapshot, "save")
+    inside = kills_inside(bench, "save")
     report = {
         "kill -9 at a random time": random_kills(bench, arguments.kills, 1),
         "kill -9 three times": random_kills(bench, arguments.double, 3),
         "kill -9 inside a save": inside,
-        "kill -9 inside the export": kills_inside(bench, RunDirectory, "export"),
+        "kill -9 inside the export": kills_inside(bench, "_export"),
         "order of flushes and names": {"ok": int(order_holds(inside["trace"])), "of": 1},
         "damaged checkpoints": mutations(bench, arguments.mutations),
         "disk full": disk_full(bench, arguments.disk),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -195,6 +196,24 @@ def whole_and_broken_run(folder: Path, config: TrainConfig, stop: int) -> None:
     list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=folder / "broken", resume=True))
 
 
+def stored(checkpoint: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whole: put together here from the parts of its processes."""
+    whole: dict[str, Tensor] = {}
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                tensor = file.get_tensor(name)
+                parts.setdefault(name, []).append((offsets[name]["saved_offsets"], tensor))
+    for name, found in parts.items():
+        shape = [max(o[d] + t.shape[d] for o, t in found) for d in range(found[0][1].ndim)]
+        whole[name] = torch.empty(shape, dtype=found[0][1].dtype)
+        for at, tensor in found:
+            whole[name][tuple(slice(a, a + n) for a, n in zip(at, tensor.shape))] = tensor
+    return whole
+
+
 def digest(out: Path) -> dict[str, str]:
     """SHA-256 of weights, optimizer, random state, data order, log and exported model of a run."""
     last = max((out / "checkpoints").glob("step-????????"))
@@ -203,11 +222,12 @@ def digest(out: Path) -> dict[str, str]:
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     log = [{k: v for k, v in line.items() if k not in TIMES} for line in log]
     parts = {
-        "weights": (last / "model.safetensors").read_bytes(),
-        "optimizer": (last / "optimizer.safetensors").read_bytes(),
-        "random": json.dumps(state.pop("random")).encode(),
         "state": json.dumps([last.name, state], sort_keys=True).encode(),
         "log": json.dumps(log).encode(),
-        "model": (out / "model" / "model.safetensors").read_bytes(),
+        "export": (out / "model" / "model.safetensors").read_bytes(),
     }
+    tensors = stored(last)
+    for part in ("model", "optimizer", "random", "best"):
+        chosen = {n: t for n, t in tensors.items() if n.startswith(f"{part}.")}
+        parts[part] = b"".join(n.encode() + chosen[n].numpy().tobytes() for n in sorted(chosen))
     return {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}

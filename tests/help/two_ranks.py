@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+import torch.distributed.checkpoint  # once, and not in every child
 from killed_run import start, wait
+from row_kinds import MASKING, VOCAB, stories
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_cases import (
@@ -30,12 +33,20 @@ from training_cases import (
     digest,
     lm_loss,
     reference_config,
+    stored,
     two_losses,
 )
 
+from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
+from llm_course.configs import BERTConfig
+from llm_course.losses.masked import bert_loss_fn
+from llm_course.models.bert import BERT
+from llm_course.training import parallel
+from llm_course.training.checkpoint import list_checkpoints
 from llm_course.training.loop import train
-from llm_course.training.parallel import rank
-from llm_course.training.state import model_tensors
+from llm_course.training.parallel import gathered, rank
+from llm_course.training.state import RunState, model_slots
 
 
 def mean_loss(model: Any, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
@@ -44,28 +55,54 @@ def mean_loss(model: Any, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, i
     return {"lm": (total / count, 1)}
 
 
-def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **changes: Any) -> None:
-    """Train for 20 updates and write the weights and the last validation loss."""
+def tiny_parts(dropout: float) -> tuple[Any, Any, Any]:
+    """A model, its batches and those of validation, three: two processes share unevenly."""
     model = TinyLM(TinyConfig(dropout=dropout)).double()
+    return model, ShuffledBatches(), ShuffledBatches(n=10, seed=5)
+
+
+def bert_parts(workers: int) -> tuple[Any, Any, Any]:
+    """The same of the package's own: pairs whose numbers in a batch differ, as their masks do."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_ff": 32}
+    model = BERT(BERTConfig(vocab_size=VOCAB, n_positions=80, dropout=0.0, **size)).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith("w_k.bias"):  # its gradient is pure rounding, see TinyBlock
+            parameter.requires_grad_(False)
+    batches = Batches(SentencePairs(stories(90), 80, MASKING), 4, workers=workers)
+    fixed = FixedPairs(SentencePairs(stories(20), 80, MASKING))
+    return model, batches, Evaluation(fixed, 8, workers=workers)
+
+
+def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **changes: Any) -> None:
+    """Train for 20 updates; write the weights, the last validation loss and the tokens read."""
+    if changes.pop("loud", False):
+        warnings.simplefilter("default")  # `start` ignores them
+    workers = changes.pop("workers", None)
+    parts = tiny_parts(dropout) if workers is None else bert_parts(workers)
+    model, batches, validation = parts
     out = changes.pop("out", None)
     config = reference_config(**{"max_steps": 20, "save_every": 0, **changes})
     last = None
     for last in train(
         model,
-        ShuffledBatches(),
+        batches,
         loss_fn,
         config,
         out=out,
         resume=out is not None,
-        validation=ShuffledBatches(n=10, seed=5),  # three batches: two processes share unevenly
+        validation=validation,
     ):
         if last.step == int(os.environ.get("STOP_AT", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)
         if f"{rank()}:{last.step}" == os.environ.get("TERM_AT"):
             os.kill(os.getpid(), signal.SIGTERM)
-    weights = model_tensors(model)  # sharded models gather: all processes call it
+        if last.step == int(os.environ.get("BREAK_AT", "-1")):
+            break
+    weights = gathered(model_slots(model))  # all processes call it
     if rank() == 0 and last is not None and last.validation is not None:
         weights["validation"] = torch.tensor(last.validation["loss"], dtype=torch.float64)
+        weights["tokens"] = torch.tensor(last.tokens, dtype=torch.float64)
         save_file(weights, target)
 
 
@@ -110,15 +147,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def compare(what: str, loss_fn: Callable[..., Any], accumulation: int, mode: str) -> None:
-            status = one(folder / "one", loss_fn, accumulation=2 * accumulation)
-            status += two(folder / "two", loss_fn, accumulation=accumulation, parallel=mode)
+        def compare(
+            what: str, loss_fn: Callable[..., Any], accumulation: int, mode: str, **more: Any
+        ) -> None:
+            status = one(folder / "one", loss_fn, accumulation=2 * accumulation, **more)
+            status += two(folder / "two", loss_fn, accumulation=accumulation, parallel=mode, **more)
             report[what] = difference(folder / "two", folder / "one") if not any(status) else status
 
         compare("ddp, one loss, accumulation", lm_loss, 2, "ddp")
         compare("ddp, two losses", two_losses, 1, "ddp")
         compare("ddp, two losses, accumulation", two_losses, 2, "ddp")
         compare("fsdp, two losses, accumulation", two_losses, 2, "fsdp")
+        compare("ddp, BERT on its own batches", bert_loss_fn, 1, "ddp", workers=2)
+        compare("fsdp, BERT on its own batches, accumulation", bert_loss_fn, 2, "fsdp", workers=0)
         if "--all" in sys.argv:
             compare("ddp, one loss", lm_loss, 1, "ddp")
             compare("fsdp, one loss", lm_loss, 1, "fsdp")
@@ -129,7 +170,14 @@ def main() -> None:
         two(folder / "two", mean_loss, accumulation=1)
         report["control: mean of means"] = difference(folder / "two", folder / "one")
         report["fsdp, killed and resumed"] = resumed(folder, "fsdp")
-        report["two processes, then one"] = fewer(folder)
+        report["two processes, then one"] = changed(folder, "fewer", two, 1, one, 2)
+        report["one process, then two"] = changed(folder, "more", one, 2, two, 1)
+        for mode in ("ddp", "fsdp"):
+            report[f"{mode}, saved by two and read by one"] = read(folder, mode, two, one)
+            report[f"{mode}, saved by one and read by two"] = read(folder, mode, one, two)
+        report["fsdp, share of the first process"] = first_share(folder)
+        report["DDP looks for unused heads"] = looks_for_unused(folder)
+        report["the loop is left"] = left(folder)
         report["SIGTERM to one of two"] = terminated(folder)
     print(json.dumps(report))
 
@@ -146,15 +194,79 @@ def resumed(folder: Path, mode: str) -> list[str]:
     return [part for part in whole if whole[part] != broken[part]]
 
 
-def fewer(folder: Path) -> float:
-    """Two processes are killed, one goes on with twice the accumulation."""
-    kwargs: dict[str, Any] = {"save_every": 5, "out": folder / "fewer"}
+def changed(folder: Path, name: str, first: Any, one_each: int, then: Any, each: int) -> float:
+    """A run is killed, and another number of processes goes on with as many batches an update."""
+    kwargs: dict[str, Any] = {"save_every": 5, "out": folder / name, "parallel": "fsdp"}
     os.environ["STOP_AT"] = "12"
-    two(folder / "two", lm_loss, accumulation=1, **kwargs)
+    first(folder / "two", lm_loss, accumulation=one_each, **kwargs)
     del os.environ["STOP_AT"]
-    status = one(folder / "two", lm_loss, accumulation=2, **kwargs)
+    status = then(folder / "two", lm_loss, accumulation=each, **kwargs)
     one(folder / "one", lm_loss, accumulation=2)
     return difference(folder / "two", folder / "one") if not any(status) else float("inf")
+
+
+def read(folder: Path, mode: str, saver: Any, reader: Any) -> list[str]:
+    """What differs between the files of a checkpoint and the state that is read from it."""
+    out = folder / f"read-{mode}-{saver.__name__}"
+    per_process = {one: 2, two: 1}
+    saver(folder / "w", lm_loss, out=out, parallel=mode, accumulation=per_process[saver])
+    load = RunState.load
+
+    def watched(state: RunState, *args: Any) -> None:
+        load(state, *args)
+        got = gathered(state.tensors())
+        if rank() == 0:
+            save_file(got, out / "got")
+
+    RunState.load = watched  # type: ignore[method-assign]
+    status = reader(folder / "w", lm_loss, out=out, parallel=mode, accumulation=per_process[reader])
+    RunState.load = load  # type: ignore[method-assign]
+    if any(status):
+        return [f"exit status {status}"]
+    expected, got = stored(list_checkpoints(out / "checkpoints")[0]), load_file(out / "got")
+    names = [name for name in expected.keys() | got.keys() if not name.startswith("random.")]
+    moments = sum(name.startswith("optimizer.") for name in names)
+    faults = [] if moments > 60 else [f"only {moments} moments"]
+    return faults + [n for n in names if n not in expected or not torch.equal(expected[n], got[n])]
+
+
+def first_share(folder: Path) -> float:
+    """How much of a sharded checkpoint the first process wrote; the other one wrote the rest."""
+    newest = list_checkpoints(folder / "read-fsdp-two" / "checkpoints")[0]
+    first, second = (path.stat().st_size for path in sorted(newest.glob("*.safetensors")))
+    return first / (first + second)
+
+
+def looks_for_unused(folder: Path) -> list[Any]:
+    """With a loss that leaves a head out, and with one that uses all."""
+    said = []
+    share = parallel.share_gradients
+
+    def watched(module: Any, batch: Any) -> Any:
+        shared = share(module, batch)
+        if rank() == 0:
+            (folder / "unused").write_text(str(shared.find_unused_parameters))
+        return shared
+
+    parallel.share_gradients = watched
+    for loss_fn in (lm_loss, two_losses):
+        two(folder / "w", loss_fn, max_steps=5)
+        said.append((folder / "unused").read_text())
+    parallel.share_gradients = share
+    return said
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """Both processes break out of the loop: neither knows of the other, so nothing is saved."""
+    os.environ["BREAK_AT"] = "7"
+    errors = os.dup(2)
+    with (folder / "stderr").open("w") as file:
+        os.dup2(file.fileno(), 2)
+        status = two(folder / "w", lm_loss, out=folder / "left", save_every=5, loud=True)
+        os.dup2(errors, 2)
+    del os.environ["BREAK_AT"]
+    saved = [path.name for path in list_checkpoints(folder / "left" / "checkpoints")]
+    return {"status": status, "saved": saved, "said": (folder / "stderr").read_text()}
 
 
 def terminated(folder: Path) -> dict[str, Any]:
@@ -163,7 +275,7 @@ def terminated(folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     status = two(folder / "w", lm_loss, out=folder / "terminated")
     del os.environ["TERM_AT"]
-    saved = [path.name for path in (folder / "terminated" / "checkpoints").iterdir()]
+    saved = [path.name for path in list_checkpoints(folder / "terminated" / "checkpoints")]
     return {"status": status, "saved": saved, "seconds": round(time.perf_counter() - began, 1)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -66,7 +67,8 @@ def run(out: Path, family: str, workers: int, end: str = "") -> None:
         if end == "SIGKILL":
             os.kill(os.getpid(), signal.SIGKILL)
         if end == "SIGTERM to all":  # as a cluster does: the workers get it too
-            os.killpg(0, signal.SIGTERM)
+            command = ["kill", "-TERM", "--", f"-{os.getpgrp()}"]
+            subprocess.run(command, start_new_session=True, check=True)
         if end == "abandoned":
             steps.close()  # type: ignore[attr-defined]
             return

@@ -525,19 +525,25 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
         "corrupt checkpoint",
         corrupt_checkpoint,
         CheckpointError,
-        r"step-00000002/model.safetensors is damaged: its SHA-256",
+        r"step-00000002 is damaged: SHA256SUMS does not agree with shard-.*safetensors",
     ),
     (
         "checkpoint cut short",
-        broken_checkpoint("optimizer.safetensors", lambda data: data[:-7]),
+        broken_checkpoint("shard-*.safetensors", lambda data: data[:-7]),
         CheckpointError,
-        r"optimizer.safetensors is damaged: \d+ bytes, its manifest says \d+",
+        r"step-00000002 is damaged: SHA256SUMS does not agree with shard-.*safetensors",
     ),
     (
-        "manifest that was edited",
-        broken_checkpoint("manifest.json", lambda data: data.replace(b'"step": 2', b'"step": 3')),
+        "state that was edited",
+        broken_checkpoint("state.json", lambda data: data.replace(b'"step": 2', b'"step": 3')),
         CheckpointError,
-        "manifest.json is damaged: it does not match its own seal",
+        "step-00000002 is damaged: SHA256SUMS does not agree with state.json",
+    ),
+    (
+        "list of hashes that was edited",
+        broken_checkpoint("SHA256SUMS", lambda data: data + b"\n"),
+        CheckpointError,
+        "step-00000002 is damaged: SHA256SUMS was changed",
     ),
     (
         "resume with another lr",
@@ -557,7 +563,8 @@ UPDATES_BEFORE = {
     "nothing counted": 1,  # the counts are known after the forward pass; no weight has moved
     "corrupt checkpoint": 2,
     "checkpoint cut short": 2,
-    "manifest that was edited": 2,
+    "state that was edited": 2,
+    "list of hashes that was edited": 2,
     "resume with another lr": 2,
     "resume with other data": 2,
     "resume with another model": 2,
@@ -606,11 +613,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         lambda tmp: run(tmp),
         lambda tmp: run(tmp, resume=True, lr=0.5),
-        lambda tmp: run(tmp, resume=True, max_steps=4),
+        lambda tmp: run(tmp, resume=True, weight_decay=0.2),
         lambda tmp: pretrain()(tmp),
         lambda tmp: pretrain(resume=True, documents=20, vocab_size=300)(tmp),
     ],
-    ids=["again", "another lr", "more steps", "command", "command, resumed"],
+    ids=["again", "another lr", "another decay", "command", "command, resumed"],
 )
 def test_a_refused_run_leaves_an_earlier_one_as_it_was(
     refused: Callable[[Path], object], tmp_path: Path

@@ -365,16 +365,24 @@ def test_patience_needs_evaluations() -> None:
         reference_config(patience=3, eval_every=0)
 
 
-def test_signal_handlers_come_back_and_ctrl_c_is_the_readers_at_a_yield() -> None:
+def test_signal_handlers_come_back_and_ctrl_c_at_a_yield_is_the_readers(tmp_path: Path) -> None:
+    heard: list[int] = []
+    readers = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    config = reference_config(max_steps=3, save_every=0)
-    for _ in train(TinyLM(), ShuffledBatches(), lm_loss, config):
-        assert signal.getsignal(signal.SIGINT) == before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config)
-    next(steps)
-    steps.close()  # type: ignore[attr-defined]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    try:
+        for out in (None, tmp_path):
+            heard.clear()
+            config = reference_config(max_steps=3, save_every=0)
+            for step in train(TinyLM(), ShuffledBatches(), lm_loss, config, out=out):
+                os.kill(os.getpid(), signal.SIGINT)
+                assert len(heard) == step.step  # at once, and again after the next update
+            assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        steps = train(TinyLM(), ShuffledBatches(), lm_loss, config)
+        next(steps)
+        steps.close()  # type: ignore[attr-defined]
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    finally:
+        signal.signal(signal.SIGINT, readers)
 
 
 def test_a_signal_is_not_lost_when_the_reader_leaves_the_loop() -> None:

@@ -38,7 +38,10 @@ def report() -> dict[str, Any]:
         "ddp, two losses",
         "ddp, two losses, accumulation",
         "fsdp, two losses, accumulation",
+        "ddp, BERT on its own batches",
+        "fsdp, BERT on its own batches, accumulation",
         "two processes, then one",
+        "one process, then two",
     ],
 )
 def test_two_processes_equal_one_to_rounding(report: dict[str, Any], case: str) -> None:
@@ -48,6 +51,32 @@ def test_two_processes_equal_one_to_rounding(report: dict[str, Any], case: str) 
 
 def test_two_killed_processes_resume_bit_identical(report: dict[str, Any]) -> None:
     assert report["fsdp, killed and resumed"] == []
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["saved by two and read by one", "saved by one and read by two"])
+def test_weights_and_moments_are_read_by_another_number_of_processes(
+    report: dict[str, Any], mode: str, way: str
+) -> None:
+    assert report[f"{mode}, {way}"] == []
+
+
+def test_each_process_writes_its_own_share(report: dict[str, Any]) -> None:
+    assert 0.4 < report["fsdp, share of the first process"] < 0.6
+
+
+def test_ddp_looks_for_unused_heads_only_where_there_are_some(report: dict[str, Any]) -> None:
+    assert report["DDP looks for unused heads"] == ["True", "False"]
+
+
+def test_a_loop_that_is_left_cannot_be_saved_and_says_which_checkpoint_there_is(
+    report: dict[str, Any],
+) -> None:
+    left = report["the loop is left"]
+    assert left["status"] == [0, 0]
+    assert left["saved"] == ["step-00000005"]
+    assert "step 7 is not saved" in left["said"]
+    assert "step-00000005: resume=True" in left["said"]
 
 
 def test_a_signal_to_one_process_saves_and_ends_both(report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run that is resumed is the same run, or is refused; and its directory has one owner."""
+"""A run that is resumed is the same run, longer or shorter if wanted, or is refused."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import dataclasses
 import json
 import math
 import os
-import warnings
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import training_cases
+from safetensors.torch import load_file
 from torch import Tensor
 from training_cases import (
     ShuffledBatches,
@@ -20,15 +26,15 @@ from training_cases import (
     largest_difference,
     lm_loss,
     reference_config,
+    stored,
     weights,
     whole_and_broken_run,
 )
 
-from llm_course.errors import CheckpointError, ConfigError, RunInUseError
-from llm_course.training.checkpoint import latest_checkpoint, save_checkpoint, verify_checkpoint
+from llm_course.errors import CheckpointError
+from llm_course.training.checkpoint import latest_checkpoint
 from llm_course.training.loop import train
 from llm_course.training.optim import learning_rate
-from llm_course.training.run_directory import SUMMARY_KEYS, write_summary
 
 Batch = dict[str, Tensor]
 
@@ -56,9 +62,10 @@ def test_the_schedule_continues_where_it_was(tmp_path: Path) -> None:
 def test_the_log_has_each_step_once_after_a_break(tmp_path: Path) -> None:
     config = reference_config(max_steps=12, save_every=4)
     steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path)
-    for _ in range(7):  # the lines of 5, 6 and 7 come again
+    for _ in range(7):
         next(steps)
     steps.close()  # type: ignore[attr-defined]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000007")  # as if killed: 5 to 7 come again
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write('{"step": 8, "lo')  # a torn line
     list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path, resume=True))
@@ -108,7 +115,6 @@ class OtherTokenizer:
     [
         ({"lr": 1e-2}, r"training\.lr was 0\.003 and is 0\.01"),
         ({"schedule": "linear"}, r"training\.schedule was 'cosine' and is 'linear'"),
-        ({"max_steps": 9}, r"training\.max_steps was 6 and is 9"),
         ({"warmup_steps": 2}, r"training\.warmup_steps was 5 and is 2"),
         ({"weight_decay": 0.2}, r"training\.weight_decay"),
         ({"beta2": 0.99}, r"training\.beta2"),
@@ -148,7 +154,7 @@ def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
     finish(
         tmp_path,
         schedule="constant",
-        max_steps=8,  # a constant schedule has no end
+        max_steps=8,
         save_every=1,
         eval_every=3,
         keep_checkpoints=5,
@@ -157,145 +163,199 @@ def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
     assert len(list((tmp_path / "checkpoints").iterdir())) == 4
 
 
-def test_a_checkpoint_of_another_shape_lists_every_difference(tmp_path: Path) -> None:
-    config = reference_config(max_steps=1, save_every=0)
-
-    class Unnamed(TinyLM):
-        """Has no config to compare, so the tensors tell."""
-
-        def __init__(self, size: TinyConfig) -> None:
-            super().__init__(size)
-            self.config = None  # type: ignore[assignment]
-
-    list(train(Unnamed(TinyConfig()), ShuffledBatches(), lm_loss, config, out=tmp_path))
-    model = Unnamed(TinyConfig(n_layers=1, d_model=16))
-    before = weights(model)
-    with pytest.raises(CheckpointError) as caught:
-        list(train(model, ShuffledBatches(), lm_loss, config, out=tmp_path, resume=True))
-    text = str(caught.value)
-    assert "layers.1.w_1.weight is unknown" in text
-    assert "norm.weight is torch.float32 [32], not torch.float32 [16]" in text
-    assert largest_difference(weights(model), before) == 0
+# ---- another length -----------------------------------------------------------------------------
 
 
-def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(whole)
-    finish(broken)
-    newest = broken / "checkpoints" / "step-00000006" / "optimizer.safetensors"
-    data = bytearray(newest.read_bytes())
-    data[-1] ^= 1
-    newest.write_bytes(data)
-    with pytest.warns(RuntimeWarning, match=r"optimizer.safetensors is damaged.*step-00000004"):
-        finish(broken)
-    assert digest(broken) == digest(whole)
-    assert (broken / "checkpoints" / "step-00000006.damaged").is_dir()  # kept to be looked at
-    for path in (broken / "checkpoints").glob("step-????????"):
-        (path / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used: .*state.json"):
-        finish(broken)
+def rates_of(out: Path, **changes: Any) -> list[float]:
+    config = reference_config(**{"max_steps": 8, "warmup_steps": 2, "save_every": 4, **changes})
+    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=out, resume=True)
+    return [step.lr for step in steps]
 
 
-def test_a_manifest_with_a_right_seal_but_a_wrong_place_is_refused(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 3, {"a": b"x"})
-    verify_checkpoint(path)
-    moved = path.rename(tmp_path / "step-00000009")
-    with pytest.raises(CheckpointError, match="belongs to step 3, not to step-00000009"):
-        verify_checkpoint(moved)
-    good = save_checkpoint(tmp_path, 4, {"b": b""})
-    with pytest.warns(RuntimeWarning, match=r"belongs to step 3.*using step-00000004"):
-        assert latest_checkpoint(tmp_path) == good
-
-
-def test_a_checkpoint_that_names_a_file_outside_is_refused(tmp_path: Path) -> None:
-    from llm_course.training import checkpoint
-
-    path = save_checkpoint(tmp_path, 1, {"a": b"x"})
-    (path / "manifest.json").write_bytes(checkpoint._manifest(1, {"../../secret": b"x"}, {}))
-    with pytest.raises(CheckpointError, match="outside its directory"):
-        verify_checkpoint(path)
-
-
-def test_no_room_on_the_disk_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "inverse_sqrt"])
+def test_a_finished_run_can_become_longer_and_the_schedule_follows(
+    tmp_path: Path, schedule: str
 ) -> None:
-    finish(tmp_path)
-    before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"1,000 bytes free; it needs 5 bytes"):
-        save_checkpoint(tmp_path / "checkpoints", 99, {"a": b"12345"})
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
+    first = rates_of(tmp_path, schedule=schedule)
+    more = rates_of(tmp_path, schedule=schedule, max_steps=12)
+    config = reference_config(max_steps=12, warmup_steps=2, schedule=schedule)
+    assert len(first) == 8
+    assert more == [learning_rate(step, config) for step in range(9, 13)]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
 
 
-# ---- the directory ------------------------------------------------------------------------------
+def test_a_run_with_a_constant_rate_is_the_same_in_one_go_and_lengthened(tmp_path: Path) -> None:
+    for out, lengths in ((tmp_path / "whole", [12]), (tmp_path / "longer", [7, 12])):
+        for length in lengths:
+            rates_of(out, schedule="constant", max_steps=length)
+    assert digest(tmp_path / "longer") == digest(tmp_path / "whole")
 
 
-def test_a_directory_has_one_owner(tmp_path: Path) -> None:
-    config = reference_config(max_steps=4, save_every=2)
+def test_a_run_can_become_shorter_and_ends_where_it_is_if_it_is_longer_already(
+    tmp_path: Path,
+) -> None:
+    config = reference_config(max_steps=40, warmup_steps=2, save_every=4)
     steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path)
+    for _ in range(6):
+        next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert len(rates_of(tmp_path, max_steps=9)) == 3
+    assert rates_of(tmp_path, max_steps=5) == []
+    assert newest(tmp_path) == 9
+    assert_model_is_that_of_the_newest_checkpoint(tmp_path)
+
+
+# ---- what is saved when the loop is left, and how complete it is --------------------------------
+
+
+def newest(out: Path) -> int:
+    found = latest_checkpoint(out / "checkpoints")
+    return 0 if found is None else int(found.name[5:])
+
+
+def assert_model_is_that_of_the_newest_checkpoint(out: Path) -> None:
+    path = latest_checkpoint(out / "checkpoints")
+    assert path is not None
+    tensors, weights = stored(path), load_file(out / "model" / "model.safetensors")
+    assert len(weights) > 20
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, tensors[f"model.{name}"])
+
+
+def steps_of(out: Path, **changes: Any) -> Any:
+    config = reference_config(**{"max_steps": 12, "save_every": 0, "eval_every": 0, **changes})
+    return train(TinyLM(), ShuffledBatches(), lm_loss, config, out=out, resume=True)
+
+
+def leave_by_break(steps: Any) -> None:
+    for step in steps:
+        if step.step == 5:
+            break
+
+
+def leave_by_close(steps: Any) -> None:
+    for _ in range(5):
+        next(steps)
+    steps.close()
+
+
+def leave_by_an_error(steps: Any) -> None:
+    with pytest.raises(ZeroDivisionError):
+        leave_at_the_fifth(steps, lambda: 1 / 0)
+
+
+def leave_by_ctrl_c(steps: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        leave_at_the_fifth(steps, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def leave_at_the_fifth(steps: Any, how: Any) -> None:
+    for step in steps:
+        if step.step == 5:
+            how()
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_by_break, leave_by_close, leave_by_an_error, leave_by_ctrl_c]
+)
+def test_the_last_whole_update_is_saved_when_the_reader_leaves(tmp_path: Path, leave: Any) -> None:
+    list(steps_of(tmp_path / "whole"))
+    out = tmp_path / "left"
+    leave(steps_of(out))
+    assert newest(out) == 5
+    assert_model_is_that_of_the_newest_checkpoint(out)
+    assert len(list(steps_of(out))) == 7
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_ctrl_c_between_two_updates_saves_even_where_the_loop_is_not_closed(tmp_path: Path) -> None:
+    steps = steps_of(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        leave_at_the_fifth(steps, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert newest(tmp_path) == 5  # while `steps` is alive, and may even go on
+    assert next(steps).step == 6
+    steps.close()
+    assert newest(tmp_path) == 6
+
+
+def test_sigterm_at_a_yield_is_saved_at_once_and_heard_at_the_end(tmp_path: Path) -> None:
+    steps = steps_of(tmp_path)
     next(steps)
-    with pytest.raises(RunInUseError, match=f"in use by process {os.getpid()}"):
-        next(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path, resume=True))
-    list(steps)
-    assert (
-        list(train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path, resume=True)) == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert newest(tmp_path) == 1
+    with pytest.raises(SystemExit) as left:
+        list(steps)
+    assert left.value.code == 143
+    assert newest(tmp_path) == 2
+
+
+def test_the_end_of_the_program_saves(tmp_path: Path) -> None:
+    """A loop that was left, but is still in a variable."""
+    code = f"""
+import sys
+sys.path[:0] = {[str(Path(each.__file__).parent) for each in (training_cases,)]!r}
+import torch
+from pathlib import Path
+from training_cases import *
+torch.set_num_threads(1)
+steps = train(TinyLM(), ShuffledBatches(), lm_loss, reference_config(save_every=0),
+              out=Path({str(tmp_path)!r}))
+for step in steps:
+    if step.step == 3:
+        break
+"""
+    subprocess.run(
+        [sys.executable, "-W", "error:::llm_course", "-c", code], check=True, timeout=300
     )
+    assert newest(tmp_path) == 3
+    assert_model_is_that_of_the_newest_checkpoint(tmp_path)
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    finish(tmp_path)
-    steps = train(TinyLM(), ShuffledBatches(), lm_loss, reference_config(), out=tmp_path)
-    with pytest.raises(ConfigError, match=r"already holds a run .step-00000006.*resume"):
+def test_an_error_inside_an_update_names_the_newest_checkpoint(tmp_path: Path) -> None:
+    calls = [0]
+
+    def fails(model: Any, batch: Batch) -> Any:
+        calls[0] += 1
+        if calls[0] == 11:
+            raise ZeroDivisionError("in the loss")
+        return lm_loss(model, batch)
+
+    config = reference_config(max_steps=12, save_every=2, eval_every=0)
+    steps = train(TinyLM(), ShuffledBatches(), fails, config, out=tmp_path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(steps)
+    assert newest(tmp_path) == 4  # of 5 updates
+    assert "step-00000004: resume=True" in " ".join(caught.value.__notes__)
+    del config, steps
+    calls[0] = 10
+    steps = train(TinyLM(), ShuffledBatches(), fails, reference_config(), out=tmp_path / "new")
+    with pytest.raises(ZeroDivisionError) as caught:
         next(steps)
+    assert "no checkpoint yet" in " ".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize("place", ["file", "under a file", "/proc/nowhere"])
-def test_a_directory_that_cannot_be_used_is_refused_before_the_first_step(
-    tmp_path: Path, place: str
-) -> None:
-    (tmp_path / "file").write_text("")
-    out = {"file": tmp_path / "file", "under a file": tmp_path / "file" / "run"}.get(
-        place, Path(place)
+def test_the_model_is_complete_after_every_save(tmp_path: Path) -> None:
+    for step in steps_of(tmp_path, save_every=3):
+        if step.step % 3 == 0:
+            assert newest(tmp_path) == step.step
+            assert_model_is_that_of_the_newest_checkpoint(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_with_patience_the_model_on_the_disk_is_the_best_so_far(tmp_path: Path) -> None:
+    config = reference_config(
+        max_steps=30, lr=3e-2, warmup_steps=0, eval_every=2, patience=2, save_every=1
     )
-    steps = train(TinyLM(), ShuffledBatches(), lm_loss, reference_config(), out=out)
-    with pytest.raises(ConfigError, match="out must be a directory"):
-        next(steps)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_directory_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match="Permission denied"):
-        next(train(TinyLM(), ShuffledBatches(), lm_loss, reference_config(), out=tmp_path))
-
-
-def test_a_summary_has_all_keys(tmp_path: Path) -> None:
-    write_summary(tmp_path, val_loss=1.5, test={"f1": math.nan, "accuracy": 0.5})
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert tuple(summary) == SUMMARY_KEYS
-    assert summary["val_loss"] == 1.5
-    assert summary["floor_ratio"] is None
-    assert summary["test"] == {"f1": None, "accuracy": 0.5}
-    with pytest.raises(ConfigError, match="unknown key 'perplexity'"):
-        write_summary(tmp_path, perplexity=2.0)
-
-
-def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        finish(tmp_path, tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_tensorboard_that_is_not_installed_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
-        finish(tmp_path, tensorboard=True)
+    validation, model, best = ShuffledBatches(seed=9), TinyLM(), math.inf
+    for step in train(
+        model, ShuffledBatches(), lm_loss, config, out=tmp_path, validation=validation
+    ):
+        if step.validation is not None and step.validation["loss"] < best:
+            best, expected = step.validation["loss"], weights(model)
+        if step.step >= 2:
+            saved = load_file(tmp_path / "model" / "model.safetensors")
+            assert all(torch.equal(saved[name], expected[name]) for name in saved)
+    assert step.step < 30
+    assert largest_difference(weights(model), expected) == 0
