@@ -22,7 +22,7 @@ def run_translation(run: TranslationRun) -> dict[str, Any]:
         "smoothing": run.smoothing,
         "kept": run.data.kept,
         "long_pairs_dropped": run.data.long,
-        "train_pairs": len(run.data.train.pairs),
+        "train_pairs": len(run.data.train.rows),
         "test_beams": {str(BEAMS): run.test_scores(num_beams=BEAMS)},
     }
 

@@ -28,15 +28,16 @@ def measure(policy: str) -> None:
         importlib.import_module("torch")  # before the package, so its setting comes too late
     llm_course = importlib.import_module("llm_course")
     import torch
-    from llm_course.objectives.batching import BlockBatches
-    from llm_course.objectives.causal import causal_loss_fn
 
+    from llm_course.batches.blocks import Blocks
+    from llm_course.batches.sampler import Batches
+    from llm_course.losses.causal import causal_loss_fn
     from llm_course.presets import GPT_PRESETS
 
     preset = GPT_PRESETS["cpu"]
     size = dataclasses.replace(preset.model, vocab_size=preset.data.vocab_size)
     ids = torch.randint(size.vocab_size, (100_000,))
-    batches = BlockBatches(ids, preset.data.context, preset.data.batch_size)
+    batches = Batches(Blocks(ids, preset.data.context), preset.data.batch_size)
     model = llm_course.GPT(size)
     first, begin = 0, 0.0
     for step in llm_course.train(model, batches, causal_loss_fn, preset.train):

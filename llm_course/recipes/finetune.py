@@ -13,16 +13,13 @@ from typing import Any
 
 import torch
 
-from llm_course.batches.labelled import (
-    LabelledBatches,
-    LabelledEvaluation,
-    answer_loss_fn,
-    classification_loss_fn,
-)
+from llm_course.batches.labelled import LabelledRows
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.configs import FineTuneConfig, TrainConfig
 from llm_course.data.examples import HeldOut, Splits, check_splits, held_out_hash
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
+from llm_course.losses.classes import answer_loss_fn, classification_loss_fn
 from llm_course.models.files import find_directory, read_json
 from llm_course.models.heads import new_head, train_last_blocks
 from llm_course.presets import Preset, find_preset
@@ -47,9 +44,9 @@ class FineTuneRun:
     """Everything that a fine-tuning run is made of."""
 
     predictor: Predictor
-    batches: LabelledBatches
+    batches: Batches
     dev: Sequence[Any]
-    dev_batches: LabelledEvaluation
+    dev_batches: Evaluation
     test: HeldOut
     train_config: TrainConfig
     out: Path | None
@@ -238,26 +235,20 @@ def _stride(task: str, context: int, stride: int | None) -> int:
 
 def _batches(
     predictor: Predictor, encoded: Encoded, batch_size: int, seed: int, splits: Splits
-) -> LabelledBatches:
-    rows = _with_a_label(encoded)
-    return LabelledBatches(
-        rows,
+) -> Batches:
+    rows = LabelledRows(
+        _with_a_label(encoded),
         predictor.settings.context,
-        min(batch_size, len(rows)),  # few examples are one batch
         pad_id=predictor.pad_id,
-        seed=seed,
         vocab_size=predictor.model.config.vocab_size,
         held_out=held_out_hash(splits),
     )
+    return Batches(rows, min(batch_size, len(rows)), seed=seed)  # few examples are one batch
 
 
-def _dev_batches(predictor: Predictor, encoded: Encoded) -> LabelledEvaluation:
-    return LabelledEvaluation(
-        _with_a_label(encoded),
-        predictor.settings.context,
-        EVALUATION_ROWS,
-        pad_id=predictor.pad_id,
-    )
+def _dev_batches(predictor: Predictor, encoded: Encoded) -> Evaluation:
+    rows = LabelledRows(_with_a_label(encoded), predictor.settings.context, pad_id=predictor.pad_id)
+    return Evaluation(rows, EVALUATION_ROWS)
 
 
 def _train_config(preset: Preset[None, FineTuneConfig], chosen: FineTuneConfig) -> TrainConfig:

@@ -6,23 +6,21 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm_course.batches.sentence_pairs import (
-    Masking,
-    SentencePairBatches,
-    SentencePairEvaluation,
-)
+from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
 from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
 from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
 from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import INPUTS, bert_loss_fn
+from llm_course.losses.masked import INPUTS, Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_gpt import pretrain_command, whole_model
@@ -49,8 +47,8 @@ class BERTData:
 
     tokenizer: Tokenizer
     masking: Masking
-    train: SentencePairBatches
-    validation: SentencePairEvaluation
+    train: Batches
+    validation: Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,24 +158,15 @@ def prepare(config: BERTDataConfig, tokenizer: Tokenizer | None) -> BERTData:
         texts = (" ".join(document) for document in training[:TOKENIZER_DOCUMENTS])
         tokenizer = train_tokenizer(config, texts, None)
     masking = masking_of(tokenizer, whole_words=config.whole_words)
+    paired = partial(
+        SentencePairs, context=config.context, masking=masking, next_sentence=config.next_sentence
+    )
+    rows, held_out_rows = (paired(encoded(tokenizer, each)) for each in (training, held_out))
     return BERTData(
         tokenizer=tokenizer,
         masking=masking,
-        train=SentencePairBatches(
-            encoded(tokenizer, training),
-            config.context,
-            config.batch_size,
-            masking,
-            seed=config.seed,
-            next_sentence=config.next_sentence,
-        ),
-        validation=SentencePairEvaluation(
-            encoded(tokenizer, held_out),
-            config.context,
-            EVALUATION_ROWS,
-            masking,
-            next_sentence=config.next_sentence,
-        ),
+        train=Batches(rows, config.batch_size, seed=config.seed),
+        validation=Evaluation(FixedPairs(held_out_rows), EVALUATION_ROWS),
     )
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from llm_course.batches.batching import BlockBatches, DocumentBatches
-from llm_course.batches.evaluation import BlockEvaluation, PaddedBatches
-from llm_course.batches.rows import LongDocuments
+from llm_course.batches.blocks import Blocks, Windows
+from llm_course.batches.documents import PackedDocuments, SingleDocuments
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.configs import DataConfig
 from llm_course.data import corpora
 from llm_course.data.readers import TEXT_SUFFIXES
@@ -31,8 +30,8 @@ class PreparedData:
     """What a causal language model needs from its data."""
 
     tokenizer: Tokenizer
-    train: Any  # batches with state
-    validation: Any  # batches that end
+    train: Batches
+    validation: Evaluation
     characters: int  # of the validation text
     town: tuple[Document, ...] = ()  # the validation documents, when they come from Town
 
@@ -93,7 +92,9 @@ def _town(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     return PreparedData(
         tokenizer=tokenizer,
         train=_document_batches(config, tokenizer, texts),
-        validation=PaddedBatches([rows[i] for i in kept], EVALUATION_ROWS, tokenizer.pad_id),
+        validation=Evaluation(
+            SingleDocuments([rows[i] for i in kept], tokenizer.pad_id), EVALUATION_ROWS
+        ),
         characters=sum(len(held_out[i].text) for i in kept),
         town=tuple(held_out[i] for i in kept),
     )
@@ -111,12 +112,9 @@ def _documents(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     return PreparedData(
         tokenizer=tokenizer,
         train=_document_batches(config, tokenizer, train),
-        validation=PaddedBatches(
-            rows,
+        validation=Evaluation(
+            SingleDocuments(rows, tokenizer.pad_id, context=config.context, long_documents="cut"),
             EVALUATION_ROWS,
-            tokenizer.pad_id,
-            context=config.context,
-            long_documents="cut",
         ),
         characters=sum(len(tokenizer.decode(row[: config.context])) for row in rows),
     )
@@ -130,23 +128,17 @@ def _continuous(config: DataConfig, given: Tokenizer | None) -> PreparedData:
     ids = [torch.tensor(tokenizer.encode(part)) for part in (train, validation)]
     return PreparedData(
         tokenizer=tokenizer,
-        train=BlockBatches(ids[0], config.context, config.batch_size, seed=config.seed),
-        validation=BlockEvaluation(ids[1], config.context, EVALUATION_ROWS),
+        train=Batches(Blocks(ids[0], config.context), config.batch_size, seed=config.seed),
+        validation=Evaluation(Windows(ids[1], config.context), EVALUATION_ROWS),
         characters=len(validation),
     )
 
 
-def _document_batches(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    long: LongDocuments = "cut",
-) -> DocumentBatches:
-    return DocumentBatches(
+def _document_batches(config: DataConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> Batches:
+    rows = PackedDocuments(
         tokenizer.encode_documents(texts),
         config.context,
-        config.batch_size,
-        seed=config.seed,
-        pad_id=tokenizer.pad_id,
-        long_documents=long,
+        tokenizer.pad_id,
+        long_documents="cut",
     )
+    return Batches(rows, config.batch_size, seed=config.seed)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from llm_course.batches.pairs import PairBatches, PairEvaluation
+from llm_course.batches.pairs import Pairs
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.data.pair_files import Pair, load_hub_pairs, read_pairs
 from llm_course.errors import ConfigError, DataError
@@ -33,8 +34,8 @@ class PreparedPairs:
     """What a translator needs from its data."""
 
     tokenizer: Tokenizer
-    train: PairBatches
-    validation: PairEvaluation
+    train: Batches
+    validation: Evaluation
     tests: dict[str, list[Pair]]  # by name; on Town one for each shift
     kept: float  # the share of the training pairs that `min_count` left
     long: int  # training pairs dropped, longer than the model's positions
@@ -139,22 +140,17 @@ def _prepared(data: PairConfig, n_positions: int) -> PreparedPairs:
         "context": n_positions,
     }
     for found in tests.values():  # too long a pair is refused now, and not after the training
-        PairEvaluation(*encode_pairs(tokenizer, found), 1, **options)
-    batches = PairBatches(
-        *encode_pairs(tokenizer, kept),
-        data.batch_size,
-        seed=data.seed,
-        long_pairs="drop",
-        pool=data.pool,
-        **options,
-    )
+        Pairs(*encode_pairs(tokenizer, found), **options)
+    rows = Pairs(*encode_pairs(tokenizer, kept), long_pairs="drop", **options)
     return PreparedPairs(
         tokenizer=tokenizer,
-        train=batches,
-        validation=PairEvaluation(*encode_pairs(tokenizer, validation), EVALUATION_ROWS, **options),
+        train=Batches(rows, data.batch_size, seed=data.seed, pool=data.pool),
+        validation=Evaluation(
+            Pairs(*encode_pairs(tokenizer, validation), **options), EVALUATION_ROWS
+        ),
         tests=tests,
         kept=len(kept) / len(pairs),
-        long=batches.long,
+        long=rows.long,
     )
 
 
@@ -230,18 +226,18 @@ def translate_texts(
         raise ConfigError("texts must hold at least one text, got none")
     sources = tokenizer.encode_batch(texts)
     config = model.config
-    rows = PairEvaluation(
+    rows = Pairs(
         sources,
         [[config.eos_token_id]] * len(sources),  # not looked at
-        max(1, EVALUATION_ROWS // num_beams),
         pad_id=config.pad_token_id,
         start_id=config.bos_token_id,
         context=config.n_positions,
     )
+    batches = Evaluation(rows, max(1, EVALUATION_ROWS // num_beams))
     device = next(model.parameters()).device
     written = [""] * len(texts)
-    order = iter(rows.order)
-    for batch in rows:
+    order = iter(batches.order)
+    for batch in batches:
         longest = batch["input_ids"].shape[1]
         ids = generate(
             model,
