@@ -18,8 +18,9 @@ from torch import Tensor
 from llm_course.configs import BERTConfig, DataConfig, GPTConfig, TrainConfig
 from llm_course.data.corpora import split_documents
 from llm_course.models.gpt import GPT
+from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_bert import prepare_bert
-from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt, settings
+from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt
 from llm_course.tokenizers.library import Tokenizer
 from llm_town import Document, generate_documents
 
@@ -217,7 +218,8 @@ def test_an_option_takes_along_what_hangs_on_it_and_nothing_else(
     options: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     def flat(options: dict[str, Any]) -> dict[str, Any]:
-        model, data, training = settings("t4", options)
+        chosen = find_preset("gpt", "t4").with_options(options)
+        model, data, training = chosen.model, chosen.data, chosen.train
         return {
             (type(part).__name__, name): value
             for part in (model, data, training)
