@@ -15,7 +15,8 @@ from experiments.script import Place, RecordedRun, part_of, run_training, say
 from llm_course.configs import DataConfig, GPTConfig, TrainConfig
 from llm_course.models.gpt import GPT
 from llm_course.presets import find_preset
-from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt
+from llm_course.recipes.pretrain_gpt import prepare_gpt
+from llm_course.recipes.run import Run
 from llm_course.recipes.sample import sample_texts
 from llm_lab.starts import copying
 from llm_town.judge import judge
@@ -118,7 +119,7 @@ def _small_gpt(
     )
 
 
-def judged_samples(run: GPTRun, number: int) -> dict[str, Any]:
+def judged_samples(run: Run, number: int) -> dict[str, Any]:
     """Shares of sentences, stories and true stories, at temperature 1 and 0.7."""
     model, tokens = run.model.eval(), run.model.config.n_positions - 1
     verdicts = {}

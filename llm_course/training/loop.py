@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,6 +60,7 @@ def train(
     resume: bool = False,
     validation: Iterable[Batch] | None = None,
     tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Step]:
     r"""Train `model` in place and yield a Step after each update.
 
@@ -77,7 +78,8 @@ def train(
 
     `resume` continues from the newest checkpoint that verifies, equal to the last bit to a run that
     was never left, or starts afresh where there is none. The run may become longer or shorter:
-    `max_steps` is free, and cosine and linear follow the new one from there on.
+    `max_steps` is free, and cosine and linear follow the new one from there on. `settings` is what
+    else the run is made with, as plain values: saved, and refused where a resumed run has others.
 
     With `patience` the model ends with its best weights, and `model/` has the best so far. Dropout
     draws from a state of torch's global generators that is seeded here and given back at each
@@ -98,12 +100,19 @@ def train(
     device = choose_device(config.device)
     precision = choose_precision(device, config.precision)
     run = _Run(model, batches, loss_fn, config, validation, device, precision)
-    return _steps(run, None if out is None else Path(out), resume, tokenizer)
+    directory = None if out is None else Path(out)
+    return _steps(run, directory, resume, tokenizer, settings or {})
 
 
-def _steps(run: _Run, out: Path | None, resume: bool, tokenizer: Any) -> Iterator[Step]:
+def _steps(
+    run: _Run, out: Path | None, resume: bool, tokenizer: Any, settings: Mapping[str, Any]
+) -> Iterator[Step]:
     with ExitStack() as stack:
-        run.start(stack, out, resume, tokenizer)
+        run.start(stack, out, resume)
+        if run.directory is not None:
+            run.directory.open(run.state, run.config, tokenizer, settings)
+        if run.finished:  # before, and resumed
+            run.state.take_best()
         try:
             while not run.finished:
                 step = run.after(run.update())
@@ -135,7 +144,7 @@ class _Run:
     shared: nn.Module | None = None  # made with the first batch
     _iterator: Iterator[Batch] | None = None
 
-    def start(self, stack: ExitStack, out: Path | None, resume: bool, tokenizer: Any) -> None:
+    def start(self, stack: ExitStack, out: Path | None, resume: bool) -> None:
         """Everything before the first update; what is opened here closes with `stack`."""
         config = self.config
         self.device = parallel.join(self.device)
@@ -159,10 +168,6 @@ class _Run:
         )
         resumable = hasattr(self.validation, "load_state_dict")
         self.start_of_validation = self.validation.state_dict() if resumable else None
-        if self.directory is not None:
-            self.directory.open(self.state, config, tokenizer)
-        if self.finished:  # before, and resumed
-            self.state.take_best()
 
     @property
     def finished(self) -> bool:

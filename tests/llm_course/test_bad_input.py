@@ -156,7 +156,7 @@ def pretrain(**options: Any) -> Callable[[Path], object]:
         if "data_files" in given:
             given["data_files"] = tuple(str(tmp / name) for name in given["data_files"])
         out = str(tmp / options.get("out", "run"))
-        pretrain_gpt_command(preset="cpu", resume=False, out=out, options=given)
+        pretrain_gpt_command(preset="cpu", start="auto", resume=False, out=out, options=given)
 
     return start
 
@@ -511,10 +511,15 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
     (
         "config that is not JSON",
         broken_model("config.json", b"{"),
-        DataError,
-        "config.json: not JSON",
+        ConfigError,
+        "config.json is not JSON",
     ),
-    ("config that is a list", broken_model("config.json", b"[]"), ConfigError, "'gpt2'.*None"),
+    (
+        "config that is a list",
+        broken_model("config.json", b"[]"),
+        ConfigError,
+        "JSON object, got list",
+    ),
     (
         "weights that are no weights",
         broken_model("model.safetensors", b"hello"),
