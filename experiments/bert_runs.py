@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from experiments.script import Place, RecordedRun, provenance, run_training
-from llm_course.batches.sentence_pairs import IS_NEXT, Pair, SentencePairEvaluation, pair_batch
+from llm_course.batches.sampler import Evaluation
+from llm_course.batches.sentence_pairs import IS_NEXT, FixedPairs, Pair, SentencePairs, pair_batch
 from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
 from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
@@ -86,7 +87,7 @@ def pretrained(
     result = run_training(run)
     result |= {"data": _without_folder(place, data), "batch": [data.batch_size, data.context]}
     if scored is not None:
-        result["scored"] = {"text": scored, **_scores(run, place.text_file(scored))}
+        result["scored"] = {"text": scored, **_scores(run, place.text_file(scored), data.context)}
     if keep:
         result["checkpoint"] = store_checkpoint(run, place.checkpoint)
     return result
@@ -106,13 +107,12 @@ def store_checkpoint(run: Run, directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _scores(run: Run, path: Path) -> dict[str, float]:
+def _scores(run: Run, path: Path, context: int) -> dict[str, float]:
     """MLM and NSP of a text that is not of the training files, by its paragraphs."""
     texts = corpora.read_documents(path, document="paragraph")
     documents = encoded(run.data.tokenizer, [split_sentences(text) for text in texts])
-    batches = SentencePairEvaluation(
-        documents, run.data.validation.context, EVALUATION_ROWS, run.data.masking
-    )
+    rows = SentencePairs(documents, context, run.data.masking)
+    batches = Evaluation(FixedPairs(rows), EVALUATION_ROWS)
     sums = loss_sums(run.model, batches, bert_loss_fn)
     losses = {f"{name}_loss": float(total / count) for name, (total, count) in sums.items()}
     return losses | accuracies(run.model, batches)
@@ -223,7 +223,7 @@ def _answered(
     for begin in range(0, len(asked), EVALUATION_ROWS):
         some = asked[begin : begin + EVALUATION_ROWS]
         width = max(len(word.pair.ids(silent)) for word in some)
-        batch = pair_batch([[word.pair] for word in some], width, silent, "")
+        batch = pair_batch([[word.pair] for word in some], width, silent)
         rows, targets = torch.arange(len(some)), torch.tensor([word.target for word in some])
         # behind [CLS], and in the second segment behind [SEP] too
         places = torch.tensor([w.place + 1 + (w.place >= len(w.pair.first)) for w in some])

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from experiments.script import Place, RecordedRun, part_of, say
-from llm_course.batches.batching import Batch
-from llm_course.batches.sentence_pairs import Masking, SentencePairBatches
+from llm_course.batches.sampler import Batch, Batches
+from llm_course.batches.sentence_pairs import SentencePairs
 from llm_course.configs import GPTConfig
 from llm_course.losses.causal import causal_lm_loss
-from llm_course.losses.masked import bert_loss_fn
+from llm_course.losses.masked import Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 from llm_course.models.gpt import GPT
 from llm_course.presets import find_preset
@@ -80,10 +80,11 @@ def layouts_of(
     padded to longest    a pair a row, as wide as the longest pair of the batch
     padded to context    a pair a row, as wide as the packed rows
     """
-    packed = list(islice(SentencePairBatches(documents, context, rows, masking), batches))
+    together = SentencePairs(documents, context, masking)
+    packed = list(islice(Batches(together, rows), batches))
     pairs = round(statistics.mean(map(_pairs_in, packed)))
-    padded = SentencePairBatches(documents, context, pairs, masking, packed=False)
-    alone = list(islice(padded, batches))
+    single = SentencePairs(documents, context, masking, packed=False)
+    alone = list(islice(Batches(single, pairs), batches))
     return {
         "packed": packed,
         "padded to longest": [narrowed(batch, masking.pad_id) for batch in alone],

@@ -23,7 +23,7 @@ def run_translation(run: Run) -> dict[str, Any]:
         "smoothing": run.settings["smoothing"],
         "kept": run.data.kept,
         "long_pairs_dropped": run.data.long,
-        "train_pairs": len(run.data.train.pairs),
+        "train_pairs": len(run.data.train.rows),
         "test_beams": {str(BEAMS): run.test_scores(num_beams=BEAMS)},
     }
 

@@ -1,4 +1,4 @@
-"""Fine-tuning BERT: rows with labels, their batches, and the losses of the three tasks.
+"""Rows with labels, for fine-tuning BERT: whole texts, tagged words, questions about a text.
 
 A row is what the model reads, `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, and its label: a class,
 a class for each token (-100: not counted), or the first and the last token of an answer.
@@ -7,22 +7,16 @@ a class for each token (-100: not counted), or the first and the last token of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from llm_course.batches.batching import Batch, EndlessBatches
-from llm_course.batches.rows import check_settings, flatten_rows, sha256_of
+from llm_course.batches.ragged import flatten
+from llm_course.batches.sampler import Batch, Keys, Rows, at_least
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import INPUTS
-
-POOL = 50  # batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -34,52 +28,27 @@ class Row:
     label: int | list[int] | tuple[int, int]
 
 
-def classification_loss_fn(
-    model: Any, batch: Mapping[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Cross-entropy of classes in nats, for whole rows ([B]) or for each token ([B, T]).
+class LabelledRows(Rows):
+    """Rows of one task, padded on the right, with their labels.
 
-    Labels of -100 do not count.
+    `held_out` names what the run is judged by: one that is resumed must have the same.
+
+    `DataError`: no rows, a row longer than `context`, ids out of range.
     """
-    logits = model(**{name: batch[name] for name in INPUTS if name in batch})
-    return {"class": _cross_entropy(logits, batch["labels"])}
 
-
-def answer_loss_fn(model: Any, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The mean of the cross-entropies of the first and the last token of the answer, in nats.
-
-    Devlin et al. 2019, §4.2: a softmax over the tokens of the row, padding excluded.
-    """
-    start, end = model(**{name: batch[name] for name in INPUTS if name in batch})
-    outside = ~batch["attention_mask"].bool()
-    total = start.new_zeros(())
-    for scores, name in ((start, "start_positions"), (end, "end_positions")):
-        loss, count = _cross_entropy(scores.masked_fill(outside, -torch.inf), batch[name])
-        total = total + loss / 2
-    return {"answer": (total, count)}
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"labels must be {list(logits.shape[:-1])} for logits {list(logits.shape)}, "
-            f"got {list(labels.shape)}"
-        )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    total = F.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    return total, (labels != IGNORE).sum()
-
-
-class LabelledRows:
-    """Checked rows of one task, and how some of them become a batch, padded on the right."""
-
-    def __init__(self, rows: Sequence[Row], context: int, pad_id: int, vocab_size: int | None):
-        self.ids = flatten_rows([row.ids for row in rows], vocab_size, "row")
-        longest = int(self.ids.lengths.max())
-        if longest > context:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        context: int,
+        *,
+        pad_id: int,
+        vocab_size: int | None = None,
+        held_out: str = "",
+    ) -> None:
+        at_least(2, context=context)
+        self.ids = flatten([row.ids for row in rows], "row", vocab_size=vocab_size)
+        self.lengths = (self.ids.lengths,)
+        if (longest := int(self.ids.lengths.max())) > context:
             raise DataError(
                 f"row {int(self.ids.lengths.argmax())} has {longest} tokens, more than "
                 f"context = {context}: cut it, or divide it into windows"
@@ -88,118 +57,25 @@ class LabelledRows:
             per_token = isinstance(row.label, list) and len(row.label) != len(row.ids)
             if len(row.segments) != len(row.ids) or per_token:
                 raise DataError(f"row {number} must have a segment and a label for each token")
-        self.rows, self.pad_id = rows, pad_id
+        self.segments = flatten([row.segments for row in rows], "row")
+        self.rows, self.pad_id, self.held_out = rows, pad_id, held_out
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def gather(self, chosen: np.ndarray) -> Batch:
-        """The batch of some rows."""
-        rows = [self.rows[i] for i in chosen.tolist()]
-        width = max(len(row.ids) for row in rows)
-
-        def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
-            table = [[*value, *[fill] * (width - len(value))] for value in values]
-            return torch.tensor(table, dtype=torch.long)
-
-        batch = {
-            "input_ids": padded([row.ids for row in rows], self.pad_id),
-            "token_type_ids": padded([row.segments for row in rows], 0),
-            "attention_mask": padded([[1] * len(row.ids) for row in rows], 0).bool(),
-        }
-        labels: list[Any] = [row.label for row in rows]
+    def gather(self, keys: Keys) -> Batch:
+        input_ids, inside = self.ids.padded(keys, self.pad_id)
+        segments, _ = self.segments.padded(keys, 0)
+        batch = {"input_ids": input_ids, "token_type_ids": segments, "attention_mask": inside}
+        labels: list[Any] = [self.rows[i].label for i in keys]
         if isinstance(labels[0], tuple):
-            batch["start_positions"] = torch.tensor([label[0] for label in labels])
-            batch["end_positions"] = torch.tensor([label[1] for label in labels])
-        elif isinstance(labels[0], list):
-            batch["labels"] = padded(labels, IGNORE)
-        else:
-            batch["labels"] = torch.tensor(labels)
-        return batch
-
-    def fingerprint(self, layout: str) -> str:
-        """SHA-256 of all ids, segments and labels."""
-        labels = [str(row.label) + str(row.segments) for row in self.rows]
-        return sha256_of(self.ids.flat, layout + "\n".join(labels), self.ids.lengths)
-
-
-class LabelledBatches(EndlessBatches):
-    """Endless shuffled batches with their state; rows of about one length share a batch.
-
-    `held_out` names what the run is judged by: one that is resumed must have the same.
-
-    `DataError`: no rows, a row longer than `context`, ids out of range, fewer rows than a batch.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        context: int,
-        batch_size: int,
-        *,
-        pad_id: int,
-        seed: int = 0,
-        vocab_size: int | None = None,
-        held_out: str = "",
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(context, batch_size, seed, rank, world_size)
-        self.held_out = held_out
-        self.data = LabelledRows(rows, context, pad_id, vocab_size)
-        self._order = np.zeros(0, dtype=np.int64)
-        self._prepare()
-
-    def _shuffle(self, generator: torch.Generator) -> None:
-        needed = self.batch_size * self.world_size
-        order = torch.randperm(len(self.data), generator=generator).numpy()
-        order = order[: len(order) - len(order) % needed]
-        for begin in range(0, len(order), POOL * needed):
-            pool = order[begin : begin + POOL * needed]
-            pool[:] = pool[np.argsort(self.data.ids.lengths[pool], kind="stable")]
-        batches = order.reshape(-1, needed)
-        self._order = batches[torch.randperm(len(batches), generator=generator).numpy()].ravel()
-
-    def _count_rows(self) -> int:
-        return len(self._order)
-
-    def _gather(self, first: int, last: int) -> Batch:
-        return self.data.gather(self._order[first:last])
-
-    def _hash(self) -> str:
-        return self.data.fingerprint(f"labelled {self.context} {self.held_out}".rstrip())
-
-
-class LabelledEvaluation:
-    """All rows once, longest first; `.order` gives for each row of the batches its number."""
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        context: int,
-        batch_size: int,
-        *,
-        pad_id: int,
-        vocab_size: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        check_settings(context, batch_size, rank, world_size)
-        self.batch_size = batch_size
-        self.data = LabelledRows(rows, context, pad_id, vocab_size)
-        self._rows = np.argsort(-self.data.ids.lengths, kind="stable")[rank::world_size]
-        self.order: list[int] = self._rows.tolist()
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for begin in range(0, len(self._rows), self.batch_size):
-            yield self.data.gather(self._rows[begin : begin + self.batch_size])
+            first, last = torch.tensor(labels).unbind(1)
+            return {**batch, "start_positions": first, "end_positions": last}
+        if isinstance(labels[0], list):
+            width = input_ids.shape[1]
+            labels = [[*each, *[IGNORE] * (width - len(each))] for each in labels]
+        return {**batch, "labels": torch.tensor(labels)}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the rows of all ranks."""
-        return self.data.fingerprint("labelled evaluation")
+        labels = "\n".join(str(row.label) for row in self.rows)
+        return self.ids.sha256(self.segments.sha256(f"labelled {self.held_out}\n{labels}"))
 
 
 # From words and texts to rows
@@ -215,18 +91,14 @@ class Shape:
 
     def row(self, first: list[int], second: list[int] | None, label: Any) -> tuple[Row, bool]:
         """A row of one or two segments, and whether it had to be cut: the longer one at its end."""
-        extra = 2 if second is None else 3
-        if self.context <= extra:
-            raise ConfigError(f"context must be at least {extra + 1}, got {self.context}")
-        kept, other = first, second or []
-        while len(kept) + len(other) > self.context - extra:
-            over = len(kept) + len(other) - (self.context - extra)
-            longer = max(len(kept), len(other))
-            difference = longer - min(len(kept), len(other)) or 1
-            if len(kept) == longer:
-                kept = kept[: longer - min(over, difference)]
-            else:
-                other = other[: longer - min(over, difference)]
+        room = self.context - (2 if second is None else 3)
+        if room < 1:
+            raise ConfigError(
+                f"context must be at least {self.context + 1 - room}, got {self.context}"
+            )
+        other = second or []
+        n_other = min(len(other), max(room - room // 2, room - len(first)))
+        kept, other = first[: room - n_other], other[:n_other]
         cut = len(kept) < len(first) or (second is not None and len(other) < len(second))
         ids = [self.cls_id, *kept, self.sep_id]
         segments = [0] * len(ids)

@@ -1,6 +1,6 @@
-"""Rows of sentence pairs for BERT: `[CLS] A [SEP] B [SEP]`, masked anew whenever they are read.
+"""Rows of sentence pairs for BERT: `[CLS] A [SEP] B [SEP]`, masked anew in every pass.
 
-A document is a list of sentences. Its pair is made in every epoch anew: it is divided between two
+A document is a list of sentences. Its pair is made in every pass anew: it is divided between two
 sentences, and with probability 1/2 the second part gives way to the second part of another
 document. So B is never a part of A's document when the label says that it is not, and each true
 pair lies in one document. Without next-sentence prediction a document is `[CLS] text [SEP]`.
@@ -11,64 +11,20 @@ block-diagonal, and the label of each pair stands at its [CLS] (`next_sentence_l
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
-from llm_course.batches.batching import Batch, EndlessBatches, keep_apart
-from llm_course.batches.rows import check_ids, check_settings, pack_rows, sha256_of
+from llm_course.batches.ragged import flatten, keep_apart
+from llm_course.batches.sampler import Batch, Keys, Rows, generator_of
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import CHOSEN, MASKED, REPLACED, mask_tokens
+from llm_course.losses.masked import Masking
 
 IS_NEXT, NOT_NEXT = 0, 1
 Documents = Sequence[Sequence[Sequence[int]]]  # documents, their sentences, their ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class Masking:
-    """The ids that BERT's input is made of, and how much of it is hidden."""
-
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    pad_id: int
-    vocab_size: int
-    continues: tuple[bool, ...] | None = None  # per id: it continues a word; None: no whole words
-    chosen: float = CHOSEN
-    masked: float = MASKED
-    replaced: float = REPLACED
-
-    def __post_init__(self) -> None:
-        if self.continues is not None and len(self.continues) != self.vocab_size:
-            raise ConfigError(
-                f"continues must say it of each of {self.vocab_size} ids, got {len(self.continues)}"
-            )
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        return (self.pad_id, self.cls_id, self.sep_id, self.mask_id)
-
-    def apply(self, input_ids: torch.Tensor, generator: torch.Generator) -> tuple[Any, Any]:
-        """`mask_tokens` with these settings."""
-        table = None if self.continues is None else torch.tensor(self.continues)
-        return mask_tokens(
-            input_ids,
-            mask_id=self.mask_id,
-            vocab_size=self.vocab_size,
-            special_ids=self.special_ids,
-            generator=generator,
-            chosen=self.chosen,
-            masked=self.masked,
-            replaced=self.replaced,
-            continues=None if table is None else table[input_ids],
-        )
 
 
 @dataclass(frozen=True)
@@ -92,14 +48,30 @@ class Pair:
         )
 
 
-class PairMaker:
-    """Makes pairs out of documents, with a generator that is passed in."""
+class SentencePairs(Rows):
+    """Packed pairs for pretraining, in rows of `context` tokens; `packed=False`: a pair a row.
 
-    def __init__(self, documents: Documents, context: int, next_sentence: bool, vocab_size: int):
-        self.context, self.next_sentence = context, next_sentence
+    Batches have `input_ids`, `token_type_ids`, `position_ids`, `attention_mask` [B, T, T],
+    `labels` and, with `next_sentence`, `next_sentence_label` [B, T]. `.skipped` counts documents
+    that are too short to be divided.
+
+    `DataError` for too few documents, ids out of range.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        context: int,
+        masking: Masking,
+        *,
+        next_sentence: bool = True,
+        packed: bool = True,
+    ) -> None:
+        self.context, self.masking = context, masking
+        self.next_sentence, self.packed = next_sentence, packed
         least = 2 if next_sentence else 1
         kept = [d for d in documents if sum(map(bool, d)) >= least]
-        self.skipped = len(documents) - len(kept)  # too short to be divided
+        self.skipped = len(documents) - len(kept)
         if len(kept) < least:
             raise DataError(
                 f"next-sentence prediction needs at least 2 documents of 2 sentences, got "
@@ -110,12 +82,8 @@ class PairMaker:
         if context < 5:
             raise ConfigError(f"context must be at least 5 ([CLS] A [SEP] B [SEP]), got {context}")
         self.documents = [[list(s) for s in d if len(s)] for d in kept]
-        flat = [i for d in self.documents for s in d for i in s]
-        self.flat = check_ids(np.asarray(flat), vocab_size)
-        self.lengths = np.asarray([len(s) for d in self.documents for s in d])
-
-    def __len__(self) -> int:
-        return len(self.documents)
+        sentences = [s for d in self.documents for s in d]
+        self._flat = flatten(sentences, "sentence", vocab_size=masking.vocab_size)
 
     def pairs(self, rng: np.random.Generator) -> list[Pair]:
         """One pair of each document."""
@@ -134,127 +102,55 @@ class PairMaker:
         begin = middle if other == i else int(rng.integers(1, len(self.documents[other])))
         first = [t for sentence in self.documents[i][:middle] for t in sentence]
         second = [t for sentence in self.documents[other][begin:] for t in sentence]
-        self._shorten(first, second)
-        return Pair(first, second, label, (i, other))
-
-    def _shorten(self, first: list[int], second: list[int]) -> None:
-        """Cut the longer one until both fit: A at its beginning, B at its end; so they meet."""
+        # The longer one is cut until both fit: A at its beginning, B at its end; so they meet.
         room = self.context - 3
-        if len(first) + len(second) <= room:
-            return
-        keep_second = min(len(second), max(room // 2, room - len(first)))
-        del second[keep_second:]
-        del first[: max(0, len(first) - (room - keep_second))]
+        n_second = min(len(second), max(room // 2, room - len(first)))
+        n_first = min(len(first), room - n_second)
+        return Pair(first[len(first) - n_first :], second[:n_second], label, (i, other))
 
-
-class SentencePairBatches(EndlessBatches):
-    """Endless, shuffled, resumable batches of packed pairs for BERT's pretraining.
-
-    Batches have `input_ids`, `token_type_ids`, `position_ids`, `attention_mask` [B, T, T],
-    `labels` and, with `next_sentence`, `next_sentence_label` [B, T]. Pairs, their order and their
-    masks follow from the seed and the number of the epoch.
-
-    `DataError` for no documents, ids out of range, or fewer rows than a batch.
-    """
-
-    def __init__(
-        self,
-        documents: Documents,
-        context: int,
-        batch_size: int,
-        masking: Masking,
-        *,
-        seed: int = 0,
-        next_sentence: bool = True,
-        packed: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(context, batch_size, seed, rank, world_size)
-        self.masking, self.packed = masking, packed
-        self.maker = PairMaker(documents, context, next_sentence, masking.vocab_size)
-        self._pairs: list[Pair] = []
-        self._order = self._first = np.zeros(0, dtype=np.int64)
-        self._prepare()
-
-    @property
-    def fill(self) -> float:
-        """The share of the present epoch's positions that hold a token and not padding."""
-        self._prepare()
-        held = sum(len(pair.ids(self.masking)) for pair in self._pairs)
-        return held / (self.rows * self.context)
-
-    def _shuffle(self, generator: torch.Generator) -> None:
+    def one_pass(self, generator: torch.Generator, least: int) -> Keys:
+        """A row is the number that its masks hang on, which names the pass, and its pairs."""
         number = int(torch.randint(2**62, (1,), generator=generator))
-        self._pairs = self.maker.pairs(np.random.default_rng(number))
-        order = torch.randperm(len(self._pairs), generator=generator).numpy()
-        if self.packed:
-            lengths = np.asarray([len(pair.ids(self.masking)) for pair in self._pairs])
-            order, first = pack_rows(order, lengths, self.context)
-            rows = torch.randperm(len(first) - 1, generator=generator).numpy()
-            order = np.concatenate([order[first[r] : first[r + 1]] for r in rows])
-            first = np.concatenate([[0], np.cumsum(np.diff(first)[rows])])
-        else:
-            first = np.arange(len(order) + 1)
-        self._order, self._first = order, first
+        pairs = self.pairs(np.random.default_rng(number))
+        order = torch.randperm(len(pairs), generator=generator).numpy()
+        if not self.packed:
+            return [(number, [pairs[i]]) for i in order]
+        lengths = np.asarray([len(pair.ids(self.masking)) for pair in pairs])
+        rows = pack_rows(order, lengths, self.context)
+        shuffled = torch.randperm(len(rows), generator=generator).tolist()
+        return [(number, [pairs[i] for i in rows[r]]) for r in shuffled]
 
-    def _count_rows(self) -> int:
-        return len(self._first) - 1
-
-    def _gather(self, first: int, last: int) -> Batch:
-        begins = self._first[first : last + 1]
-        rows = [[self._pairs[i] for i in self._order[a:b]] for a, b in pairwise(begins)]
-        name = f"{self.seed} {self.epoch} {first}"
-        return pair_batch(rows, self.context, self.masking, name)
-
-    def _hash(self) -> str:
-        layout = f"pairs {self.context} {self.maker.next_sentence} {self.packed} {self.masking}"
-        return sha256_of(self.maker.flat, layout, self.maker.lengths)
-
-
-class SentencePairEvaluation:
-    """The pairs of held-out documents with fixed masks, each once; batches end.
-
-    The pairs and the masks follow from the seed, so that two models are judged on the same ones.
-    """
-
-    def __init__(
-        self,
-        documents: Documents,
-        context: int,
-        batch_size: int,
-        masking: Masking,
-        *,
-        seed: int = 0,
-        next_sentence: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        check_settings(context, batch_size, rank, world_size)
-        self.context, self.batch_size, self.masking, self.seed = context, batch_size, masking, seed
-        self.maker = PairMaker(documents, context, next_sentence, masking.vocab_size)
-        self.pairs = self.maker.pairs(np.random.default_rng(seed))
-        lengths = np.asarray([len(pair.ids(masking)) for pair in self.pairs])
-        by_length = np.argsort(-lengths, kind="stable")[rank::world_size]
-        self.order: list[int] = by_length.tolist()  # the pair of each row
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for begin in range(0, len(self.order), self.batch_size):
-            chosen = self.order[begin : begin + self.batch_size]
-            rows = [[self.pairs[i]] for i in chosen]
-            longest = max(len(row[0].ids(self.masking)) for row in rows)
-            yield pair_batch(rows, longest, self.masking, f"evaluation {self.seed} {chosen[0]}")
+    def gather(self, keys: Keys) -> Batch:
+        # The document of the first pair tells rows of one pass apart.
+        names = [f"{number} {pairs[0].sources[0]}" for number, pairs in keys]
+        return pair_batch([pairs for _, pairs in keys], self.context, self.masking, names)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the documents of all ranks."""
-        return sha256_of(self.maker.flat, f"pairs {self.seed}", self.maker.lengths)
+        layout = f"pairs {self.context} {self.next_sentence} {self.packed} {self.masking}"
+        return self._flat.sha256(layout)
 
 
-def pair_batch(rows: Sequence[Sequence[Pair]], width: int, masking: Masking, name: str) -> Batch:
-    """The pairs of each row side by side, padded to `width` and masked; `name` seeds the masks."""
+class FixedPairs(Rows):
+    """Held-out pairs with fixed masks, a row each: two models are judged on the same ones."""
+
+    def __init__(self, rows: SentencePairs, seed: int = 0) -> None:
+        self.masking, self.seed = rows.masking, seed
+        self.pairs = rows.pairs(np.random.default_rng(seed))
+        self.lengths = (np.asarray([len(pair.ids(rows.masking)) for pair in self.pairs]),)
+
+    def gather(self, keys: Keys) -> Batch:
+        names = [f"evaluation {self.seed} {i}" for i in keys]
+        width = int(self.lengths[0][keys].max())
+        return pair_batch([[self.pairs[i]] for i in keys], width, self.masking, names)
+
+
+def pair_batch(
+    rows: Sequence[Sequence[Pair]], width: int, masking: Masking, names: Sequence[str] = ()
+) -> Batch:
+    """The pairs of each row side by side, padded to `width`.
+
+    The masks of a row follow from its name; without names nothing is hidden.
+    """
     shape = (len(rows), width)
     input_ids = np.full(shape, masking.pad_id, dtype=np.int64)
     segments, edge = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
@@ -268,11 +164,12 @@ def pair_batch(rows: Sequence[Sequence[Pair]], width: int, masking: Masking, nam
             edge[r, place], next_sentence[r, place] = True, pair.label
             place = end
         edge[r, place:width][:1] = True  # padding is a document of its own
-    digest = hashlib.sha256(name.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    masked_ids, labels = masking.apply(torch.from_numpy(input_ids), generator)
+    ids_read = torch.from_numpy(input_ids)
+    labels = torch.full_like(ids_read, IGNORE)
+    if names:
+        ids_read, labels = masking.apply(ids_read, [generator_of(name) for name in names])
     batch = {
-        "input_ids": masked_ids,
+        "input_ids": ids_read,
         "token_type_ids": torch.from_numpy(segments),
         "labels": labels,
         **keep_apart(torch.from_numpy(edge)),
@@ -280,3 +177,27 @@ def pair_batch(rows: Sequence[Sequence[Pair]], width: int, masking: Masking, nam
     if any(pair.second is not None for row in rows for pair in row):
         batch["next_sentence_label"] = torch.from_numpy(next_sentence)
     return batch
+
+
+def pack_rows(order: np.ndarray, lengths: np.ndarray, context: int) -> list[list[int]]:
+    """Best-fit packing, longest first: the documents of each row.
+
+    Each document goes to the row with the least room that is enough. `rooms` has bit r set when
+    some row has r tokens of room, so finding that row takes one step whatever the number of rows.
+    """
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(context + 1)]
+    rooms = 0
+    for document in order[np.argsort(-lengths[order], kind="stable")].tolist():
+        length = int(lengths[document])
+        if fitting := rooms >> length:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            rooms ^= 0 if with_room[room] else 1 << room
+        else:
+            room, row = context, len(rows)
+            rows.append([])
+        rows[row].append(document)
+        with_room[room - length].append(row)
+        rooms |= 1 << (room - length)
+    return rows

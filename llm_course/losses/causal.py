@@ -29,12 +29,31 @@ def causal_lm_loss(
     ranks. When nothing counts, both are 0. The sum is in float32, or float64 for such logits.
     `ValueError` when the shapes do not agree.
     """
-    _check_shapes(logits, labels)
-    logits, labels = logits[:, :-1], labels[:, 1:]
+    check_shapes(logits, labels)
+    return cross_entropy_sum(logits[:, :-1], labels[:, 1:])
+
+
+def cross_entropy_sum(
+    logits: Tensor, labels: Tensor, *, name: str = "labels", smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    r"""The sum of $-\log \mathrm{softmax}(z)_y$ in nats, and how many labels count.
+
+    Labels of -100 do not. The caller divides; when nothing counts, both are 0.
+    The sum is in float32, or float64 for such logits. `ValueError` when the shapes do not agree.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"{name} must be {list(logits.shape[:-1])} for logits {list(logits.shape)}, "
+            f"got {list(labels.shape)}"
+        )
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # a sum of thousands of terms needs more than 8 or 11 bits
     total = F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.reshape(-1, logits.shape[-1]),
+        labels.reshape(-1),
+        ignore_index=IGNORE,
+        reduction="sum",
+        label_smoothing=smoothing,
     )
     return total, (labels != IGNORE).sum()
 
@@ -74,7 +93,7 @@ def sequence_log_probability(
     Padding after a row's end is written as -100 and does not count. `logits` are those of the row,
     unshifted; `ValueError` when the shapes do not agree.
     """
-    _check_shapes(logits, ids)
+    check_shapes(logits, ids)
     following = ids[:, 1:]
     counted = following != IGNORE
     wide = logits[:, :-1] if logits.dtype == torch.float64 else logits[:, :-1].float()
@@ -91,7 +110,8 @@ def _worth_chunks(head: nn.Module, labels: Tensor) -> bool:
     return labels.numel() > CHUNK_ROWS and not half
 
 
-def _check_shapes(logits: Tensor, labels: Tensor) -> None:
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
+    """`ValueError` unless there are logits [B, T, V] for labels [B, T]."""
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
         raise ValueError(
             f"logits must be [B, T, V] for labels [B, T], got logits {list(logits.shape)} "

@@ -7,58 +7,87 @@ of each is taken over its own count, and the loss of BERT is the sum of the two 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llm_course.errors import ConfigError
+from llm_course.losses.causal import cross_entropy_sum
 from llm_course.losses.chunked import IGNORE
-from llm_course.shapes import Bool, Float, Int
+from llm_course.shapes import Float, Int
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
 CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1  # §3.1; what remains, 0.1, stays as it is
 
 
-def mask_tokens(
-    input_ids: Int[Tensor, "B T"],
-    *,
-    mask_id: int,
-    vocab_size: int,
-    special_ids: Sequence[int],
-    generator: torch.Generator,
-    chosen: float = CHOSEN,
-    masked: float = MASKED,
-    replaced: float = REPLACED,
-    continues: Bool[Tensor, "B T"] | None = None,
-) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """What BERT reads, and the labels: the token at each chosen position, -100 elsewhere.
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """The ids that BERT's input is made of, and how much of it is hidden.
 
-    Each token that is not special is chosen with the probability `chosen`. A chosen one becomes
-    [MASK] with the probability `masked`, a random token that is not special with `replaced`, and
-    else stays: so the model cannot know which of the tokens that it sees are right.
-
-    Args:
-        special_ids: never chosen and never put in: [CLS], [SEP], [PAD], [MASK], ...
-        continues: True where a token continues the word of the token before it. Then whole words
-            are chosen: all tokens of a word or none (the drawing of 80/10/10 is for each token).
-
-    Raises:
-        ConfigError: a share outside 0 to 1, or `masked` and `replaced` more than 1 together.
+    With `continues`, which says of each id whether it continues the word of the token before it,
+    whole words are chosen: all tokens of a word or none (80/10/10 is drawn for each token).
     """
-    _check_shares(chosen, masked, replaced)
-    ordinary = _ordinary_ids(vocab_size, special_ids)
-    is_special = torch.isin(input_ids, torch.tensor(list(special_ids), dtype=input_ids.dtype))
-    draw = torch.rand(input_ids.shape, generator=generator)
-    if continues is not None:
-        draw = _shared_in_words(draw, continues & ~is_special)
-    labels = input_ids.masked_fill((draw >= chosen) | is_special, IGNORE)
-    how = torch.rand(input_ids.shape, generator=generator)
-    random_ids = ordinary[torch.randint(len(ordinary), input_ids.shape, generator=generator)]
-    counted = labels != IGNORE
-    hidden = torch.where(how < masked, mask_id, random_ids.to(input_ids.dtype))
-    return torch.where(counted & (how < masked + replaced), hidden, input_ids), labels
+
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    vocab_size: int
+    continues: tuple[bool, ...] | None = None
+    chosen: float = CHOSEN
+    masked: float = MASKED
+    replaced: float = REPLACED
+
+    def __post_init__(self) -> None:
+        for name in ("chosen", "masked", "replaced"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name} must be from 0 to 1, got {value}")
+        if self.masked + self.replaced > 1 + 1e-9:
+            both = f"{self.masked} + {self.replaced} = {self.masked + self.replaced}"
+            raise ConfigError(f"masked + replaced must be at most 1, got {both}")
+        for i in self.special_ids:
+            if not 0 <= i < self.vocab_size:
+                raise ConfigError(f"special_ids must be from 0 to {self.vocab_size - 1}, got {i}")
+        if len(set(self.special_ids)) == self.vocab_size:
+            raise ConfigError(f"all {self.vocab_size} ids are special: nothing could be masked")
+        if self.continues is not None and len(self.continues) != self.vocab_size:
+            raise ConfigError(
+                f"continues must say it of each of {self.vocab_size} ids, got {len(self.continues)}"
+            )
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Those that are never chosen and never put in."""
+        return (self.pad_id, self.cls_id, self.sep_id, self.mask_id)
+
+    def apply(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        """What BERT reads, and the labels: the token at each chosen position, -100 elsewhere.
+
+        Each token that is not special is chosen with the probability `chosen`. A chosen one becomes
+        [MASK] with the probability `masked`, a random token that is not special with `replaced`,
+        and else stays: so the model cannot know which of the tokens that it sees are right.
+
+        With a generator for each row, its masks hang on nothing else: neither on the other rows nor
+        on the padding.
+        """
+        is_special = torch.zeros(self.vocab_size, dtype=torch.bool)
+        is_special[list(self.special_ids)] = True
+        ordinary = (~is_special).nonzero()[:, 0]
+        draw, how, which = _random_numbers(input_ids.shape, generator)
+        if self.continues is not None:
+            inside = torch.tensor(self.continues) & ~is_special
+            draw = _shared_in_words(draw, inside[input_ids])
+        chosen = (draw < self.chosen) & ~is_special[input_ids]
+        random_ids = ordinary[(which.double() * len(ordinary)).long()]
+        hidden = torch.where(how < self.masked, self.mask_id, random_ids)
+        changed = chosen & (how < self.masked + self.replaced)
+        return torch.where(changed, hidden, input_ids), input_ids.masked_fill(~chosen, IGNORE)
 
 
 def mlm_loss(
@@ -69,7 +98,7 @@ def mlm_loss(
     Labels stand at the position that they are about; those of -100 do not count, and the logits
     there get no gradient. `ValueError` when the shapes do not agree.
     """
-    return _cross_entropy(logits, labels, "labels")
+    return cross_entropy_sum(logits, labels)
 
 
 def nsp_loss(
@@ -81,7 +110,7 @@ def nsp_loss(
     -100 do not count. A label of 0 is a class like the other: to ignore it would be a bug that no
     error shows. `ValueError` when the shapes do not agree.
     """
-    return _cross_entropy(logits, next_sentence_label, "next_sentence_label")
+    return cross_entropy_sum(logits, next_sentence_label, name="next_sentence_label")
 
 
 def bert_loss_fn(model: Any, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -108,39 +137,24 @@ def bert_loss_fn(model: Any, batch: Mapping[str, Tensor]) -> dict[str, tuple[Ten
     return terms
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"{name} must be {list(logits.shape[:-1])} for logits {list(logits.shape)}, "
-            f"got {list(labels.shape)}"
-        )
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="sum"
-    )
-    return total, (labels != IGNORE).sum()
+def bert_counts(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How many labels each of BERT's losses counts; accumulation asks before the forward pass."""
+    labels = {"mlm": batch["labels"], "nsp": batch.get("next_sentence_label")}
+    return {name: (each != IGNORE).sum() for name, each in labels.items() if each is not None}
 
 
-def _check_shares(chosen: float, masked: float, replaced: float) -> None:
-    for name, value in (("chosen", chosen), ("masked", masked), ("replaced", replaced)):
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{name} must be from 0 to 1, got {value}")
-    if masked + replaced > 1 + 1e-9:
-        raise ConfigError(
-            f"masked + replaced must be at most 1, got {masked} + {replaced} = {masked + replaced}"
-        )
+bert_loss_fn.counts = bert_counts  # type: ignore[attr-defined]
 
 
-def _ordinary_ids(vocab_size: int, special_ids: Sequence[int]) -> Tensor:
-    ordinary = torch.ones(vocab_size, dtype=torch.bool)
-    for i in special_ids:
-        if not 0 <= i < vocab_size:
-            raise ConfigError(f"special_ids must be from 0 to {vocab_size - 1}, got {i}")
-        ordinary[i] = False
-    if not ordinary.any():
-        raise ConfigError(f"all {vocab_size} ids are special: nothing could be masked")
-    return ordinary.nonzero()[:, 0]
+def _random_numbers(
+    shape: torch.Size, generator: torch.Generator | Sequence[torch.Generator]
+) -> tuple[Tensor, ...]:
+    """Three numbers from 0 to 1 for each token."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand((3, *shape), generator=generator).unbind(0)
+    # The three of a token side by side: then it does not matter how many tokens follow.
+    rows = [torch.rand((*shape[1:], 3), generator=each) for each in generator]
+    return torch.stack(rows).unbind(-1)
 
 
 def _shared_in_words(draw: Tensor, continues: Tensor) -> Tensor:

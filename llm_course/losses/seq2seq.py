@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llm_course.errors import ConfigError
-from llm_course.losses.chunked import IGNORE
+from llm_course.losses.causal import check_shapes, cross_entropy_sum
 from llm_course.shapes import Float, Int
 
 INPUTS = ("input_ids", "decoder_input_ids", "attention_mask")
@@ -31,23 +29,10 @@ def seq2seq_loss(
     or float64 for such logits. `ValueError` when the shapes do not agree or `smoothing` is not at
     least 0 and below 1.
     """
-    if logits.ndim != 3 or logits.shape[:2] != labels.shape:
-        raise ValueError(
-            f"logits must be [B, T, V] for labels [B, T], got logits {list(logits.shape)} "
-            f"and labels {list(labels.shape)}"
-        )
+    check_shapes(logits, labels)
     if not 0.0 <= smoothing < 1.0:
         raise ConfigError(f"smoothing must be at least 0 and below 1, got {smoothing}")
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()  # a sum of thousands of terms needs more than 8 or 11 bits
-    total = F.cross_entropy(
-        logits.flatten(0, 1),
-        labels.flatten(),
-        ignore_index=IGNORE,
-        reduction="sum",
-        label_smoothing=smoothing,
-    )
-    return total, (labels != IGNORE).sum()
+    return cross_entropy_sum(logits, labels, smoothing=smoothing)
 
 
 def seq2seq_loss_fn(

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from llm_course.batches.labelled import LabelledBatches, LabelledEvaluation
+from llm_course.batches.labelled import LabelledRows
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.configs import FineTuneConfig, TrainConfig
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import (
@@ -205,18 +206,18 @@ def _data(predictor: Predictor, splits: Splits, batch_size: int, seed: int) -> L
     if not all(rows.values()):
         raise DataError("no example has a word that fits into a row: raise context")
     context, pad_id = predictor.settings.context, predictor.pad_id
+    train = LabelledRows(
+        rows["train"],
+        context,
+        pad_id=pad_id,
+        vocab_size=predictor.model.config.vocab_size,
+        held_out=held_out_hash(splits),
+    )
+    dev = LabelledRows(rows["dev"], context, pad_id=pad_id)
     return LabelledData(
         tokenizer=predictor,
-        train=LabelledBatches(
-            rows["train"],
-            context,
-            min(batch_size, len(rows["train"])),  # few examples are one batch
-            pad_id=pad_id,
-            seed=seed,
-            vocab_size=predictor.model.config.vocab_size,
-            held_out=held_out_hash(splits),
-        ),
-        validation=LabelledEvaluation(rows["dev"], context, EVALUATION_ROWS, pad_id=pad_id),
+        train=Batches(train, min(batch_size, len(train)), seed=seed),  # few examples: one batch
+        validation=Evaluation(dev, EVALUATION_ROWS),
         dev=splits.dev,
         test=splits.test if isinstance(splits.test, HeldOut) else HeldOut(splits.test),
         encoded=encoded,

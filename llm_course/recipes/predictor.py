@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_course.batches.labelled import LabelledEvaluation, Row, Shape
+from llm_course.batches.labelled import LabelledRows, Row, Shape
+from llm_course.batches.sampler import Evaluation
 from llm_course.data.examples import KINDS, check_task, example_place
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.masked import INPUTS
@@ -138,9 +139,8 @@ class Predictor:
 
     def _logits(self, rows: list[Row]) -> list[Tensor]:
         """The logits of each row without its padding, on the CPU, in the order of the rows."""
-        batches = LabelledEvaluation(
-            rows, self.settings.context, EVALUATION_ROWS, pad_id=self.pad_id
-        )
+        made = LabelledRows(rows, self.settings.context, pad_id=self.pad_id)
+        batches = Evaluation(made, EVALUATION_ROWS)
         device = next(self.model.parameters()).device
         found: list[Any] = [None] * len(rows)
         order = iter(batches.order)

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from llm_course.batches.sentence_pairs import Masking, SentencePairBatches, SentencePairEvaluation
+from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
 from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
 from llm_course.data.sentences import split_sentences
 from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import INPUTS, bert_loss_fn
+from llm_course.losses.masked import INPUTS, Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 from llm_course.presets import find_preset
 from llm_course.recipes.run import (
@@ -89,24 +90,20 @@ def _data(config: BERTDataConfig) -> BERTData:
     texts = (" ".join(document) for document in training[:TOKENIZER_DOCUMENTS])
     tokenizer = Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
     masking = masking_of(tokenizer, whole_words=config.whole_words)
+    rows, held_out_rows = (
+        SentencePairs(
+            encoded(tokenizer, documents),
+            config.context,
+            masking,
+            next_sentence=config.next_sentence,
+        )
+        for documents in (training, held_out)
+    )
     return BERTData(
         tokenizer=tokenizer,
         masking=masking,
-        train=SentencePairBatches(
-            encoded(tokenizer, training),
-            config.context,
-            config.batch_size,
-            masking,
-            seed=config.seed,
-            next_sentence=config.next_sentence,
-        ),
-        validation=SentencePairEvaluation(
-            encoded(tokenizer, held_out),
-            config.context,
-            EVALUATION_ROWS,
-            masking,
-            next_sentence=config.next_sentence,
-        ),
+        train=Batches(rows, config.batch_size, seed=config.seed),
+        validation=Evaluation(FixedPairs(held_out_rows), EVALUATION_ROWS),
     )
 
 

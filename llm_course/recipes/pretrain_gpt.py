@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from llm_course.batches.batching import BlockBatches, DocumentBatches
-from llm_course.batches.evaluation import BlockEvaluation, PaddedBatches
+from llm_course.batches.blocks import Blocks, Windows
+from llm_course.batches.documents import PackedDocuments, SingleDocuments
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.configs import DataConfig, GPTConfig, TrainConfig
 from llm_course.data import corpora
 from llm_course.errors import ConfigError
@@ -98,7 +99,9 @@ def _town(config: DataConfig) -> Data:
     return Data(
         tokenizer=tokenizer,
         train=_packed(config, tokenizer, texts),
-        validation=PaddedBatches([rows[i] for i in kept], EVALUATION_ROWS, tokenizer.pad_id),
+        validation=Evaluation(
+            SingleDocuments([rows[i] for i in kept], tokenizer.pad_id), EVALUATION_ROWS
+        ),
         characters=sum(len(held_out[i].text) for i in kept),
         floor=sum(-held_out[i].log_prob for i in kept),
     )
@@ -111,12 +114,9 @@ def _documents(config: DataConfig) -> Data:
     return Data(
         tokenizer=tokenizer,
         train=_packed(config, tokenizer, texts),
-        validation=PaddedBatches(
-            rows,
+        validation=Evaluation(
+            SingleDocuments(rows, tokenizer.pad_id, context=config.context, long_documents="cut"),
             EVALUATION_ROWS,
-            tokenizer.pad_id,
-            context=config.context,
-            long_documents="cut",
         ),
         characters=sum(len(tokenizer.decode(row[: config.context])) for row in rows),
     )
@@ -130,8 +130,8 @@ def _continuous(config: DataConfig) -> Data:
     ids, held_out = (torch.tensor(tokenizer.encode(part)) for part in parts)
     return Data(
         tokenizer=tokenizer,
-        train=BlockBatches(ids, config.context, config.batch_size, seed=config.seed),
-        validation=BlockEvaluation(held_out, config.context, EVALUATION_ROWS),
+        train=Batches(Blocks(ids, config.context), config.batch_size, seed=config.seed),
+        validation=Evaluation(Windows(held_out, config.context), EVALUATION_ROWS),
         characters=len(parts[1]),
     )
 
@@ -140,15 +140,10 @@ def _tokenizer(config: DataConfig, texts: Sequence[str]) -> Tokenizer:
     return Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
 
 
-def _packed(config: DataConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> DocumentBatches:
-    return DocumentBatches(
-        tokenizer.encode_documents(texts),
-        config.context,
-        config.batch_size,
-        seed=config.seed,
-        pad_id=tokenizer.pad_id,
-        long_documents="cut",
-    )
+def _packed(config: DataConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> Batches:
+    ids = tokenizer.encode_documents(texts)
+    rows = PackedDocuments(ids, config.context, tokenizer.pad_id, long_documents="cut")
+    return Batches(rows, config.batch_size, seed=config.seed)
 
 
 def pretrain_gpt_command(*, preset: str, options: dict[str, Any], **run: Any) -> None:

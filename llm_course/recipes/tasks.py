@@ -15,13 +15,12 @@ from typing import Any
 from llm_course.batches.labelled import (
     Row,
     Window,
-    answer_loss_fn,
     best_place,
-    classification_loss_fn,
     question_windows,
 )
 from llm_course.data.examples import QuestionExample, TaggedExample, TextExample
 from llm_course.losses.chunked import IGNORE
+from llm_course.losses.classes import answer_loss_fn, classification_loss_fn
 from llm_course.models.heads import (
     BERTForQuestionAnswering,
     BERTForSequenceClassification,

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from llm_course.batches.pairs import PairBatches, PairEvaluation
+from llm_course.batches.pairs import Pairs
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.data.pair_files import Pair, load_hub_pairs, read_pairs
 from llm_course.errors import ConfigError, DataError
@@ -91,23 +92,17 @@ def _data(config: PairConfig, n_positions: int) -> PairData:
         "context": n_positions,
     }
     for found in tests.values():  # too long a pair is refused now, and not after the training
-        PairEvaluation(*encode_pairs(tokenizer, found), 1, **options)
-    batches = PairBatches(
-        *encode_pairs(tokenizer, training),
-        config.batch_size,
-        seed=config.seed,
-        long_pairs="drop",
-        pool=config.pool,
-        **options,
-    )
+        Pairs(*encode_pairs(tokenizer, found), **options)
+    rows = Pairs(*encode_pairs(tokenizer, training), long_pairs="drop", **options)
+    held_out = Pairs(*encode_pairs(tokenizer, validation), **options)
     return PairData(
         tokenizer=tokenizer,
-        train=batches,
-        validation=PairEvaluation(*encode_pairs(tokenizer, validation), AT_ONCE, **options),
+        train=Batches(rows, config.batch_size, seed=config.seed, pool=config.pool),
+        validation=Evaluation(held_out, AT_ONCE),
         tests=tests,
         language="zh" if config.data == "town" else config.target,
         kept=len(training) / len(sets["training"]),
-        long=batches.long,
+        long=rows.long,
     )
 
 
@@ -181,18 +176,18 @@ def translate_texts(
         raise ConfigError("texts must hold at least one text, got none")
     sources = tokenizer.encode_batch(texts)
     config = model.config
-    rows = PairEvaluation(
+    rows = Pairs(
         sources,
         [[config.eos_token_id]] * len(sources),  # not looked at
-        max(1, AT_ONCE // num_beams),
         pad_id=config.pad_token_id,
         start_id=config.bos_token_id,
         context=config.n_positions,
     )
+    batches = Evaluation(rows, max(1, AT_ONCE // num_beams))
     device = next(model.parameters()).device
     written = [""] * len(texts)
-    order = iter(rows.order)
-    for batch in rows:
+    order = iter(batches.order)
+    for batch in batches:
         longest = batch["input_ids"].shape[1]
         ids = generate(
             model,

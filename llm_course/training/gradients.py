@@ -10,12 +10,13 @@ The counts must be known to weigh the terms, but memory must not hold more than 
 - one term: each backward pass is divided by a provisional count, and the gradient, being linear, is
   corrected at the end;
 - several terms: the counts come first, from `loss_fn.counts(batch) -> dict[name, count]` if the
-  function has this attribute, else from a forward pass without a graph (a third of a step).
+  function has this attribute, as `bert_loss_fn` has, else from a forward pass without a graph (a
+  third of a step).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.training.devices import Precision
-from llm_course.training.evaluate import Batch, LossFunction, Terms, stack_terms, wide
 from llm_course.training.parallel import all_sum, gradients_shared, world_size
+
+Batch = Mapping[str, Any]
+Terms = Mapping[str, tuple[Tensor, Tensor | int]]
+LossFunction = Callable[[Any, Any], Terms]
 
 
 class LossModule(nn.Module):
@@ -50,6 +54,7 @@ class Totals:
     names: tuple[str, ...]
     sums: Tensor  # [n]
     counts: Tensor  # [n]
+    tokens: Tensor  # [1]; read by all processes
     correction: Tensor | None  # []; the gradient is still to be multiplied by this
 
 
@@ -59,10 +64,12 @@ def accumulate(
     precision: Precision,
     scaler: torch.amp.GradScaler,
     counts_of: Any = None,
+    tokens: int = 0,
 ) -> Totals:
     """Add the gradient of the update's loss to `.grad`, times the loss scale and 1 / correction.
 
-    `counts_of(batch)` gives the counts without a forward pass, if the loss function can.
+    `counts_of(batch)` gives the counts without a forward pass, if the loss function can. `tokens`
+    are those of these batches; they are summed with everything else.
     """
     totals: Tensor | None = None
     divisor: Tensor | None = None
@@ -83,11 +90,14 @@ def accumulate(
         totals = both if totals is None else totals + both
     if totals is None or divisor is None:
         raise ValueError("an update needs at least one batch")
-    all_sum(totals)
+    # A filled tensor, not one that is copied from the host: nothing waits for the device.
+    read = torch.full_like(totals[0, :1], tokens)
+    n = len(names)
+    sums, counts, read = all_sum(torch.cat([totals.flatten(), read])).split([n, n, 1])
     correction = None
-    if len(batches) > 1 and len(names) == 1:
-        correction = (divisor / totals[1])[0]
-    return Totals(names, totals[0], totals[1], correction)
+    if len(batches) > 1 and n == 1:
+        correction = (divisor / counts)[0]
+    return Totals(names, sums, counts, read, correction)
 
 
 def _divisor(
@@ -115,3 +125,42 @@ def _counts(loss_module: nn.Module, batch: Batch, precision: Precision) -> Mappi
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad(), precision.autocast():
         return {name: count for name, (_, count) in loss_module(batch).items()}
+
+
+def stack_terms(terms: Terms) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """The names, sums [n] and counts [n] of what a loss function returns."""
+    if not terms:
+        raise ValueError("loss_fn must return at least one loss, got an empty dict")
+    for name, (total, _) in terms.items():
+        if total.ndim != 0:
+            raise ValueError(f"loss {name!r} must be a sum without axes, got {tuple(total.shape)}")
+    sums = torch.stack([total for total, _ in terms.values()])
+    counts = torch.stack([torch.as_tensor(n, device=sums.device) for _, n in terms.values()])
+    return tuple(terms), sums, counts
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, where the device has it: counts above 2^24 stay exact."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def tokens_in(batch: Batch) -> int:
+    """Input tokens of a batch without padding; an encoder-decoder's targets count too."""
+    total = 0
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if isinstance(mask, Tensor):
+        if mask.ndim == 3:  # of packed rows: every token attends to itself
+            mask = mask.diagonal(dim1=-2, dim2=-1)
+        total += int((mask != 0).sum())
+    elif isinstance(ids, Tensor):
+        total += ids.numel()
+    if "decoder_input_ids" in batch and isinstance(batch.get("labels"), Tensor):
+        total += int((batch["labels"] != -100).sum())
+    return total
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }

@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llm_course.batches.sampler import endless
 from llm_course.configs import TrainConfig
 from llm_course.errors import ConfigError, DataError
 from llm_course.training import parallel
 from llm_course.training.devices import Precision, choose_device, choose_precision, most_memory
-from llm_course.training.evaluate import Batch, LossFunction, evaluate, to_device, tokens_in
-from llm_course.training.gradients import LossModule, Totals, accumulate
+from llm_course.training.evaluate import evaluate
+from llm_course.training.gradients import (
+    Batch,
+    LossFunction,
+    LossModule,
+    Totals,
+    accumulate,
+    to_device,
+    tokens_in,
+)
 from llm_course.training.interrupt import Interrupts
 from llm_course.training.optim import (
     clip_gradients,
@@ -142,7 +152,6 @@ class _Run:
     precision: Precision
     directory: RunDirectory | None = None
     shared: nn.Module | None = None  # made with the first batch
-    _iterator: Iterator[Batch] | None = None
 
     def start(self, stack: ExitStack, out: Path | None, resume: bool) -> None:
         """Everything before the first update; what is opened here closes with `stack`."""
@@ -168,6 +177,8 @@ class _Run:
         )
         resumable = hasattr(self.validation, "load_state_dict")
         self.start_of_validation = self.validation.state_dict() if resumable else None
+        batches = endless(self.batches, parallel.rank(), parallel.world_size(), self.device)
+        self._batches: Iterator[Batch] = stack.enter_context(closing(batches))
 
     @property
     def finished(self) -> bool:
@@ -185,8 +196,7 @@ class _Run:
         rate = learning_rate(number, config)
         for optimizer in self.optimizers:
             set_learning_rate(optimizer, rate)
-        batches, tokens = self._draw()
-        losses, norm = self._norm_and_losses(self._differentiate(batches, number))
+        losses, norm, tokens = self._norm_and_losses(self._differentiate(number))
         loss = sum(losses.values())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         if skipped:
@@ -214,9 +224,12 @@ class _Run:
             skipped=skipped,
         )
 
-    def _differentiate(self, batches: list[Batch], number: int) -> Totals:
+    def _differentiate(self, number: int) -> Totals:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        drawn = list(islice(self._batches, self.config.accumulation))
+        tokens = sum(map(tokens_in, drawn))  # before they are on the device
+        batches = [to_device(batch, self.device) for batch in drawn]
         counts_of = getattr(self.loss_fn, "counts", None)
         try:
             if self.shared is None:
@@ -224,40 +237,20 @@ class _Run:
                     self.shared = parallel.share_gradients(self.loss_module, batches[0])
                 if self.config.compile:
                     self.shared.compile()
-            return accumulate(self.shared, batches, self.precision, self.scaler, counts_of)
+            return accumulate(self.shared, batches, self.precision, self.scaler, counts_of, tokens)
         except torch.OutOfMemoryError as error:
             shapes = {k: tuple(v.shape) for k, v in batches[0].items() if isinstance(v, Tensor)}
             error.add_note(f"update {number}, batch {shapes}: try smaller batches, more of them")
             raise
 
-    def _draw(self) -> tuple[list[Batch], int]:
-        """This process's batches of the next update, and the tokens of all processes'."""
-        mine: list[Batch] = []
-        tokens = 0
-        for i in range(self.config.accumulation * parallel.world_size()):
-            batch = self._next_batch()
-            tokens += tokens_in(batch)
-            if i % parallel.world_size() == parallel.rank():
-                mine.append(to_device(batch, self.device))
-        return mine, tokens
-
-    def _next_batch(self) -> Batch:
-        for _ in range(2):
-            if self._iterator is None:
-                self._iterator = iter(self.batches)
-            batch = next(self._iterator, None)
-            if batch is not None:
-                return batch
-            self._iterator = None  # the end of an epoch, or of what a resumed one had left
-        raise DataError(f"no batch is left for update {self.progress.step + 1}: batches are empty")
-
-    def _norm_and_losses(self, totals: Totals) -> tuple[dict[str, float], float]:
+    def _norm_and_losses(self, totals: Totals) -> tuple[dict[str, float], float, int]:
         """The gradient made exact and clipped; one wait for the device brings all numbers."""
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
         norm = clip_gradients(self.parameters, self.config.clip_norm, totals.correction)
-        numbers = torch.cat([totals.sums, totals.counts, norm.detach().reshape(1)]).tolist()
+        parts = [totals.sums, totals.counts, totals.tokens, norm.detach().reshape(1)]
+        numbers = torch.cat(parts).tolist()
         losses = {}
         for i, name in enumerate(totals.names):
             count = numbers[len(totals.names) + i]
@@ -267,7 +260,7 @@ class _Run:
                     "are all labels -100?"
                 )
             losses[name] = numbers[i] / count
-        return losses, numbers[-1]
+        return losses, numbers[-1], int(numbers[-2])
 
     def _skip(self, number: int, loss: float, norm: float) -> None:
         """Leave this update out, or stop: the optimizer never sees a value that is not finite."""

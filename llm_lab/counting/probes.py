@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_course.batches.labelled import LabelledEvaluation, Row, answer_loss_fn
+from llm_course.batches.labelled import LabelledRows, Row
+from llm_course.batches.sampler import Evaluation
 from llm_course.losses.chunked import IGNORE
+from llm_course.losses.classes import answer_loss_fn
 from llm_course.losses.masked import INPUTS
 from llm_course.recipes.finetune import FineTuneRun
 from llm_course.recipes.predictor import Predictor
@@ -21,9 +23,8 @@ ANSWER_STEPS = 300
 
 def hidden_states(predictor: Predictor, rows: Sequence[Row]) -> list[Tensor]:
     """The last hidden states of each row, [T, D] without padding."""
-    batches = LabelledEvaluation(
-        rows, predictor.settings.context, EVALUATION_ROWS, pad_id=predictor.pad_id
-    )
+    made = LabelledRows(rows, predictor.settings.context, pad_id=predictor.pad_id)
+    batches = Evaluation(made, EVALUATION_ROWS)
     found: list[Any] = [None] * len(rows)
     order = iter(batches.order)
     with evaluating(predictor.model):

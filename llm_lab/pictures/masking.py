@@ -1,6 +1,6 @@
 """A text as BERT reads it, and a button that masks it again; the first masking needs no script.
 
-Everything that the view shows is written here, for a first masking that `mask_tokens` draws from a
+Everything that the view shows is written here, for a first masking that the package draws from a
 fixed seed; the script draws the next ones by the same rule. The output is self-contained, the same
 on each machine, and tokens in it are text, never markup (`page_part`).
 """
@@ -14,7 +14,7 @@ from html import escape
 import torch
 
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import CHOSEN, MASKED, REPLACED, mask_tokens
+from llm_course.losses.masked import CHOSEN, MASKED, REPLACED, Masking
 from llm_lab.pictures.page_part import folded, html_table, json_script, page_part, visible
 
 NOT_CHOSEN, AS_MASK, AS_RANDOM, AS_IS = 0, 1, 2, 3
@@ -96,13 +96,12 @@ def masking_view(
 
 
 def _first_masking(tokens: Sequence[str], ordinary: list[str], seed: int) -> list[Shown]:
-    """`mask_tokens` on ids of our own: 0 is the mask, 1 any special token, then the ordinary."""
+    """`Masking.apply` on ids of our own: 0 is the mask, 1 any special token, then the ordinary."""
     number = {token: i + 2 for i, token in enumerate(ordinary)}
     ids = torch.tensor([[number.get(token, 1) for token in tokens]])
     generator = torch.Generator().manual_seed(seed)
-    read, labels = mask_tokens(
-        ids, mask_id=0, vocab_size=len(ordinary) + 2, special_ids=(0, 1), generator=generator
-    )
+    rule = Masking(mask_id=0, cls_id=1, sep_id=1, pad_id=1, vocab_size=len(ordinary) + 2)
+    read, labels = rule.apply(ids, generator)
     found = []
     for token, before, after, label in zip(
         tokens, ids[0].tolist(), read[0].tolist(), labels[0].tolist()

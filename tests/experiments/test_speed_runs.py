@@ -8,9 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from experiments.speed_runs import layouts_of, narrowed, seconds_in_turns
-from llm_course.batches.sentence_pairs import Masking
 from llm_course.configs import BERTConfig
-from llm_course.losses.masked import bert_loss_fn
+from llm_course.losses.masked import Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 
 MASKING = Masking(cls_id=1, sep_id=2, mask_id=3, pad_id=0, vocab_size=50)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import torch.distributed.checkpoint  # once, and not in every child
 from killed_run import start, wait
+from row_kinds import MASKING, VOCAB, stories
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_cases import (
@@ -36,6 +37,11 @@ from training_cases import (
     two_losses,
 )
 
+from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
+from llm_course.configs import BERTConfig
+from llm_course.losses.masked import bert_loss_fn
+from llm_course.models.bert import BERT
 from llm_course.training import parallel
 from llm_course.training.checkpoint import list_checkpoints
 from llm_course.training.loop import train
@@ -49,22 +55,43 @@ def mean_loss(model: Any, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, i
     return {"lm": (total / count, 1)}
 
 
+def tiny_parts(dropout: float) -> tuple[Any, Any, Any]:
+    """A model, its batches and those of validation, three: two processes share unevenly."""
+    model = TinyLM(TinyConfig(dropout=dropout)).double()
+    return model, ShuffledBatches(), ShuffledBatches(n=10, seed=5)
+
+
+def bert_parts(workers: int) -> tuple[Any, Any, Any]:
+    """The same of the package's own: pairs whose numbers in a batch differ, as their masks do."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_ff": 32}
+    model = BERT(BERTConfig(vocab_size=VOCAB, n_positions=80, dropout=0.0, **size)).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith("w_k.bias"):  # its gradient is pure rounding, see TinyBlock
+            parameter.requires_grad_(False)
+    batches = Batches(SentencePairs(stories(90), 80, MASKING), 4, workers=workers)
+    fixed = FixedPairs(SentencePairs(stories(20), 80, MASKING))
+    return model, batches, Evaluation(fixed, 8, workers=workers)
+
+
 def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **changes: Any) -> None:
-    """Train for 20 updates and write the weights and the last validation loss."""
+    """Train for 20 updates; write the weights, the last validation loss and the tokens read."""
     if changes.pop("loud", False):
         warnings.simplefilter("default")  # `start` ignores them
-    model = TinyLM(TinyConfig(dropout=dropout)).double()
+    workers = changes.pop("workers", None)
+    parts = tiny_parts(dropout) if workers is None else bert_parts(workers)
+    model, batches, validation = parts
     out = changes.pop("out", None)
     config = reference_config(**{"max_steps": 20, "save_every": 0, **changes})
     last = None
     for last in train(
         model,
-        ShuffledBatches(),
+        batches,
         loss_fn,
         config,
         out=out,
         resume=out is not None,
-        validation=ShuffledBatches(n=10, seed=5),  # three batches: two processes share unevenly
+        validation=validation,
     ):
         if last.step == int(os.environ.get("STOP_AT", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -75,6 +102,7 @@ def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **cha
     weights = gathered(model_slots(model))  # all processes call it
     if rank() == 0 and last is not None and last.validation is not None:
         weights["validation"] = torch.tensor(last.validation["loss"], dtype=torch.float64)
+        weights["tokens"] = torch.tensor(last.tokens, dtype=torch.float64)
         save_file(weights, target)
 
 
@@ -119,15 +147,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def compare(what: str, loss_fn: Callable[..., Any], accumulation: int, mode: str) -> None:
-            status = one(folder / "one", loss_fn, accumulation=2 * accumulation)
-            status += two(folder / "two", loss_fn, accumulation=accumulation, parallel=mode)
+        def compare(
+            what: str, loss_fn: Callable[..., Any], accumulation: int, mode: str, **more: Any
+        ) -> None:
+            status = one(folder / "one", loss_fn, accumulation=2 * accumulation, **more)
+            status += two(folder / "two", loss_fn, accumulation=accumulation, parallel=mode, **more)
             report[what] = difference(folder / "two", folder / "one") if not any(status) else status
 
         compare("ddp, one loss, accumulation", lm_loss, 2, "ddp")
         compare("ddp, two losses", two_losses, 1, "ddp")
         compare("ddp, two losses, accumulation", two_losses, 2, "ddp")
         compare("fsdp, two losses, accumulation", two_losses, 2, "fsdp")
+        compare("ddp, BERT on its own batches", bert_loss_fn, 1, "ddp", workers=2)
+        compare("fsdp, BERT on its own batches, accumulation", bert_loss_fn, 2, "fsdp", workers=0)
         if "--all" in sys.argv:
             compare("ddp, one loss", lm_loss, 1, "ddp")
             compare("fsdp, one loss", lm_loss, 1, "fsdp")

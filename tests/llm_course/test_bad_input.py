@@ -18,7 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm_course import GPT, GPTConfig, T5Config, Tokenizer, TrainConfig, generate, train
-from llm_course.batches.batching import BlockBatches, DocumentBatches
+from llm_course.batches.blocks import Blocks
+from llm_course.batches.documents import PackedDocuments
+from llm_course.batches.ragged import check_ids
+from llm_course.batches.sampler import Batches
 from llm_course.cli import main
 from llm_course.configs import DataConfig, TransformerConfig
 from llm_course.data.corpora import read_documents
@@ -89,8 +92,8 @@ def with_config(**changes: Any) -> Callable[[Path], object]:
     return load
 
 
-def batches(vocab: int = 11) -> BlockBatches:
-    return BlockBatches(torch.arange(200) % vocab, 8, 2, seed=0)
+def batches(vocab: int = 11) -> Batches:
+    return Batches(Blocks(torch.arange(200) % vocab, 8), 2)
 
 
 def run(tmp: Path, *, resume: bool = False, **options: Any) -> None:
@@ -435,27 +438,27 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
     ),
     (
         "short corpus",
-        lambda t: BlockBatches(torch.arange(5), 8, 2, seed=0),
+        lambda t: Blocks(torch.arange(5), 8),
         DataError,
         "context = 8 tokens, the text has 5",
     ),
     (
         "ids beyond the vocabulary",
-        lambda t: BlockBatches(torch.arange(50), 8, 2, vocab_size=40),
+        lambda t: check_ids(torch.arange(50), vocab_size=40),
         DataError,
         "0 to 39.*40 at position 40",
     ),
     (
         "document too long",
-        lambda t: DocumentBatches([[1, *range(20), 2]], 8, 1),
+        lambda t: PackedDocuments([[1, *range(20), 2]], 8),
         DataError,
         "1 of 1 documents.*context = 8.*22",
     ),
     (
         "no documents",
-        lambda t: DocumentBatches([], 8, 2, seed=0, pad_id=0),
+        lambda t: PackedDocuments([], 8),
         DataError,
-        "documents must be at least one, got none",
+        "at least one document, got none",
     ),
     (
         "surrogate",

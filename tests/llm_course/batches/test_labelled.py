@@ -1,42 +1,28 @@
-"""Rows with labels: cut, tagged, divided into windows; their batches; the three losses."""
+"""Rows with labels: cut, tagged, divided into windows, padded; and what is refused."""
 
 from __future__ import annotations
 
-import json
-import math
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from parity import perturbed, random_ids
-from torch import Tensor
 from torch.testing import assert_close
-from transformers import BertConfig, BertForQuestionAnswering
 
-from llm_course import (
-    BERTConfig,
-    BERTForQuestionAnswering,
-    BERTForSequenceClassification,
-    BERTForTokenClassification,
-    BERTLabelConfig,
-)
 from llm_course.batches.labelled import (
-    LabelledBatches,
-    LabelledEvaluation,
+    LabelledRows,
     Row,
     Shape,
     Window,
-    answer_loss_fn,
     best_answer,
-    classification_loss_fn,
     question_windows,
 )
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
 
 CLS, SEP, PAD = 1, 2, 0
 SHAPE = Shape(cls_id=CLS, sep_id=SEP, context=10)
-SIZES = {"vocab_size": 40, "n_layers": 1, "d_model": 12, "n_heads": 2, "d_ff": 20}
 
 
 def rows(n: int = 20) -> list[Row]:
@@ -142,28 +128,46 @@ def test_the_best_answer_is_a_stretch_of_the_text_over_all_windows() -> None:
     assert best_answer(blank, TEXT, longest=5)[0] in TEXT
 
 
-def test_batches_are_padded_and_masked_and_resume_exactly() -> None:
-    one = LabelledBatches(rows(), 10, 4, pad_id=PAD)
-    iterator = iter(one)
-    for _ in range(6):  # into the second epoch
-        batch = next(iterator)
+def test_batches_are_padded_and_masked() -> None:
+    for batch in islice(Batches(LabelledRows(rows(), 10, pad_id=PAD), 4), 6):
         assert batch["attention_mask"].equal(batch["input_ids"] != PAD)
         assert batch["labels"].shape == (4,)
-    state = json.loads(json.dumps(one.state_dict()))
-    expected = next(iterator)
-    other = LabelledBatches(rows(), 10, 4, pad_id=PAD)
-    other.load_state_dict(state)
-    found = next(iter(other))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_an_epoch_has_each_row_once_with_its_own_label() -> None:
+@pytest.mark.parametrize("kind", ["class", "classes of tokens", "ends of an answer"])
+def test_a_batch_has_the_segments_and_the_labels_of_its_rows(kind: str) -> None:
+    texts = [[10 + i] * (2 + i % 4) for i in range(8)]
+    data = []
+    for i, text in enumerate(texts):
+        segments = [0] + [1] * (len(text) - 1)
+        labels = {
+            "class": i,
+            "classes of tokens": [IGNORE, *range(len(text) - 1)],
+            "ends of an answer": (0, len(text) - 1),
+        }
+        data.append(Row(text, segments, labels[kind]))
+    found = LabelledRows(data, 10, pad_id=PAD)
+    evaluation = Evaluation(found, 3)
+    order = iter(evaluation.order)
+    for batch in evaluation:
+        for r, ids in enumerate(batch["input_ids"].tolist()):
+            row = data[next(order)]
+            n = len(row.ids)
+            assert ids == row.ids + [PAD] * (len(ids) - n)
+            assert batch["token_type_ids"][r, :n].tolist() == row.segments
+            if kind == "class":
+                assert batch["labels"][r] == row.label
+            elif kind == "classes of tokens":
+                assert batch["labels"][r].tolist() == row.label + [IGNORE] * (len(ids) - n)
+            else:
+                ends = batch["start_positions"][r].item(), batch["end_positions"][r].item()
+                assert ends == row.label
+
+
+def test_a_pass_has_each_row_once_with_its_own_label() -> None:
     data = [SHAPE.row([10 + i], None, i)[0] for i in range(12)]
-    endless = LabelledBatches(data, 10, 4, pad_id=PAD)
-    iterator = iter(endless)
     seen = []
-    for _ in range(3):
-        batch = next(iterator)
+    for batch in islice(Batches(LabelledRows(data, 10, pad_id=PAD), 4), 3):
         assert_close(batch["labels"], batch["input_ids"][:, 1] - 10)
         seen += batch["labels"].tolist()
     assert sorted(seen) == list(range(12))
@@ -171,82 +175,43 @@ def test_an_epoch_has_each_row_once_with_its_own_label() -> None:
 
 def test_evaluation_has_each_row_once_and_says_which() -> None:
     data = rows(11)
-    found = LabelledEvaluation(data, 10, 4, pad_id=PAD)
+    found = Evaluation(LabelledRows(data, 10, pad_id=PAD), 4)
     assert len(found) == 3
     labels = torch.cat([batch["labels"] for batch in found]).tolist()
     assert labels == [data[i].label for i in found.order]
     assert sorted(found.order) == list(range(11))
 
 
-def cross_entropy_by_hand(logits: Tensor, labels: Tensor) -> float:
-    total = 0.0
-    for scores_, label in zip(
-        logits.reshape(-1, logits.shape[-1]).tolist(), labels.flatten().tolist()
+def test_the_fingerprint_tells_other_rows_labels_and_held_out_examples_apart() -> None:
+    data = rows()
+    one = LabelledRows(data, 10, pad_id=PAD).fingerprint()
+    assert one == LabelledRows(rows(), 10, pad_id=PAD).fingerprint()
+    first = data[0]
+    for changed in (
+        Row([*first.ids[:-1], 9], first.segments, first.label),
+        Row(first.ids, [1] * len(first.ids), first.label),
+        Row(first.ids, first.segments, 2),
     ):
-        if label != IGNORE:
-            total -= scores_[label] - math.log(sum(math.exp(s) for s in scores_))
-    return total
-
-
-@pytest.mark.parametrize("form", [BERTForSequenceClassification, BERTForTokenClassification])
-def test_the_loss_of_classes_is_their_cross_entropy_over_counted_labels(form: Any) -> None:
-    config = BERTLabelConfig(**SIZES, n_positions=12, labels=("a", "b", "c"))
-    model = perturbed(form(config).double())
-    ids = random_ids((3, 7), 40, 0)
-    labels = torch.tensor([0, 2, 1])
-    if form is BERTForTokenClassification:
-        labels = torch.randint(3, (3, 7), generator=torch.Generator().manual_seed(0))
-        labels[1, 3:] = IGNORE
-    total, count = classification_loss_fn(model, {"input_ids": ids, "labels": labels})["class"]
-    assert abs(total.item() - cross_entropy_by_hand(model(ids), labels)) < 1e-9
-    assert count == (labels != IGNORE).sum()
-    with pytest.raises(ValueError, match="labels must be"):
-        classification_loss_fn(model, {"input_ids": ids, "labels": labels[:2]})
-
-
-def test_the_loss_of_answers_is_that_of_transformers() -> None:
-    theirs = perturbed(
-        BertForQuestionAnswering(
-            BertConfig(
-                vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
-                intermediate_size=20, max_position_embeddings=12,
-            )
-        )
-    )  # fmt: skip
-    ours = BERTForQuestionAnswering(BERTConfig(**SIZES, n_positions=12)).eval()
-    state = ours.layout.from_file(dict(theirs.state_dict()), ours.state_dict())
-    ours.load_state_dict(state)
-    batch = {
-        "input_ids": random_ids((4, 9), 40, 3),
-        "attention_mask": torch.ones(4, 9, dtype=torch.bool),
-        "start_positions": torch.tensor([0, 3, 5, 8]),
-        "end_positions": torch.tensor([0, 4, 5, 8]),
-    }
-    total, count = answer_loss_fn(ours, batch)["answer"]
-    assert_close(total / count, theirs(**batch).loss, rtol=1e-5, atol=1e-6)
-    # Padding is no place for an answer: its scores do not count.
-    padded = {**batch, "input_ids": torch.cat([batch["input_ids"], torch.zeros(4, 2).long()], 1)}
-    padded["attention_mask"] = torch.cat([batch["attention_mask"], torch.zeros(4, 2).bool()], 1)
-    assert_close(answer_loss_fn(ours, padded)["answer"][0], total, rtol=1e-5, atol=1e-5)
+        assert LabelledRows([changed, *data[1:]], 10, pad_id=PAD).fingerprint() != one
+    assert LabelledRows(data, 10, pad_id=PAD, held_out="others").fingerprint() != one
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: LabelledBatches([], 10, 1, pad_id=0), DataError, "at least one row, got none"),
+        (lambda: LabelledRows([], 10, pad_id=0), DataError, "at least one row, got none"),
         (
-            lambda: LabelledBatches(rows(), 4, 1, pad_id=0),
+            lambda: LabelledRows(rows(), 4, pad_id=0),
             DataError,
             "has 8 tokens, more than context = 4",
         ),
-        (lambda: LabelledBatches(rows(3), 10, 4, pad_id=0), DataError, "lower batch_size"),
         (
-            lambda: LabelledBatches(rows(), 10, 2, pad_id=0, vocab_size=15),
+            lambda: LabelledRows(rows(), 10, pad_id=0, vocab_size=15),
             DataError,
             "from 0 to 14",
         ),
         (
-            lambda: LabelledBatches([Row([1, 5, 2], [0, 0, 0], [IGNORE])], 10, 1, pad_id=0),
+            lambda: LabelledRows([Row([1, 5, 2], [0, 0, 0], [IGNORE])], 10, pad_id=0),
             DataError,
             "row 0 must have a segment and a label",
         ),

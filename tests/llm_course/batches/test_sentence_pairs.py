@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from parity import perturbed
 from torch import Tensor
 from torch.testing import assert_close
 
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.batches.sentence_pairs import (
     IS_NEXT,
     NOT_NEXT,
-    Masking,
+    FixedPairs,
     Pair,
-    PairMaker,
-    SentencePairBatches,
-    SentencePairEvaluation,
+    SentencePairs,
+    pack_rows,
     pair_batch,
 )
 from llm_course.configs import BERTConfig
-from llm_course.errors import CheckpointError, ConfigError, DataError
+from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import bert_loss_fn
+from llm_course.losses.masked import Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 
 PAD, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 500
@@ -38,22 +42,24 @@ def documents(n: int = 40, sentences: int = 4) -> list[list[list[int]]]:
     return [[[10 + i] * (j + 2) for j in range(sentences)] for i in range(n)]
 
 
-def batches(**settings: Any) -> SentencePairBatches:
-    arguments = {"context": 48, "batch_size": 4, "masking": MASKING} | settings
-    return SentencePairBatches(documents(), **arguments)
+def batches(batch_size: int = 4, seed: int = 0, **options: Any) -> Batches:
+    arguments = {"context": 48, "masking": MASKING} | options
+    return Batches(SentencePairs(documents(), **arguments), batch_size, seed=seed)
 
 
-def pairs_of(maker: PairMaker, seed: int = 0) -> list[Pair]:
-    import numpy as np
+def one_pass(batches: Batches) -> list[dict[str, Tensor]]:
+    return list(islice(batches, batches.batches_per_epoch))
 
-    return maker.pairs(np.random.default_rng(seed))
+
+def pairs_of(rows: SentencePairs, seed: int = 0) -> list[Pair]:
+    return rows.pairs(np.random.default_rng(seed))
 
 
 @pytest.mark.covers("D2")
 def test_true_pairs_lie_in_one_document_and_false_ones_never_do() -> None:
-    maker = PairMaker(documents(), 48, True, VOCAB)
+    rows = SentencePairs(documents(), 48, MASKING)
     labels = []
-    for pair in (p for seed in range(50) for p in pairs_of(maker, seed)):
+    for pair in (p for seed in range(50) for p in pairs_of(rows, seed)):
         assert pair.second is not None
         one, other = set(pair.first), set(pair.second)
         assert len(one) == len(other) == 1
@@ -66,8 +72,8 @@ def test_true_pairs_lie_in_one_document_and_false_ones_never_do() -> None:
 
 def test_a_true_pair_is_the_whole_document_divided_between_two_sentences() -> None:
     long = [[[100 + 10 * i + j] * (j + 2) for j in range(4)] for i in range(10)]
-    seen = set()
-    for pair in (p for seed in range(20) for p in pairs_of(PairMaker(long, 48, True, VOCAB), seed)):
+    rows, seen = SentencePairs(long, 48, MASKING), set()
+    for pair in (p for seed in range(20) for p in pairs_of(rows, seed)):
         if pair.label == IS_NEXT:
             assert pair.second is not None
             assert pair.first + pair.second == [t for s in long[pair.sources[0]] for t in s]
@@ -79,7 +85,7 @@ def test_a_true_pair_is_the_whole_document_divided_between_two_sentences() -> No
 def test_pairs_that_are_too_long_are_cut_where_they_do_not_meet() -> None:
     long = [[list(range(10, 40)), list(range(40, 70))], [list(range(70, 100)), [101] * 3]]
     for seed in range(10):
-        for pair in pairs_of(PairMaker(long, 20, True, VOCAB), seed):
+        for pair in pairs_of(SentencePairs(long, 20, MASKING), seed):
             assert pair.second is not None
             assert len(pair.ids(MASKING)) <= 20
             assert pair.first[-1] in (39, 99)  # the end of A and the beginning of B are kept
@@ -88,7 +94,7 @@ def test_pairs_that_are_too_long_are_cut_where_they_do_not_meet() -> None:
 
 def test_a_batch_has_the_layout_of_bert() -> None:
     row = [Pair([10, 11], [12], IS_NEXT, (0, 0)), Pair([13], [14, 15], NOT_NEXT, (1, 2))]
-    batch = pair_batch([row], 14, NOTHING, "any")
+    batch = pair_batch([row], 14, MASKING)
     assert batch["input_ids"].tolist() == [[1, 10, 11, 2, 12, 2, 1, 13, 2, 14, 15, 2, 0, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0]]
     assert batch["position_ids"].tolist() == [[*range(6), *range(6), 0, 1]]
@@ -113,8 +119,8 @@ def test_packed_pairs_give_the_losses_of_pairs_in_rows_of_their_own() -> None:
             )
         ).double()
     )
-    pairs = pairs_of(PairMaker(documents(6), 48, True, VOCAB))
-    packed = pair_batch([pairs[:2], pairs[2:4], pairs[4:]], 48, MASKING, "a")
+    pairs = pairs_of(SentencePairs(documents(6), 48, MASKING))
+    packed = pair_batch([pairs[:2], pairs[2:4], pairs[4:]], 48, MASKING, ["a", "b", "c"])
 
     def rows(pack: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Each pair of a packed batch, cut out."""
@@ -137,54 +143,80 @@ def test_packed_pairs_give_the_losses_of_pairs_in_rows_of_their_own() -> None:
     assert (bert_loss_fn(model, blind)["mlm"][0] - together["mlm"][0]).abs() > 1e-3
 
 
-def test_masks_are_drawn_anew_in_every_epoch() -> None:
-    endless = batches(batch_size=2)
-    iterator, per_epoch = iter(endless), endless.batches_per_epoch
-    first = [next(iterator)["labels"] for _ in range(per_epoch)]
-    later = [next(iterator)["labels"] for _ in range(endless.batches_per_epoch)]
-    assert not any(torch.equal(a, b) for a in first for b in later)
+Masks = dict[tuple[int, ...], tuple[list[int], list[int]]]
 
 
-def test_resuming_gives_the_next_batch_bit_for_bit() -> None:
-    one = batches()
-    iterator = iter(one)
-    for _ in range(7):
-        next(iterator)
-    state = json.loads(json.dumps(one.state_dict()))
-    expected = next(iterator)
-    other = batches()
-    other.load_state_dict(state)
-    found = next(iter(other))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not torch.equal(next(iter(batches()))["labels"], expected["labels"])
+def masks_of(stream: list[dict[str, Tensor]]) -> Masks:
+    """What each row reads and what it is asked, by its tokens; padding left out."""
+    found = {}
+    for batch in stream:
+        for read, labels in zip(batch["input_ids"], batch["labels"]):
+            original = torch.where(labels != IGNORE, labels, read)
+            n = int((original != PAD).sum())
+            found[tuple(original[:n].tolist())] = read[:n].tolist(), labels[:n].tolist()
+    return found
 
 
-def test_the_state_of_other_masks_is_refused() -> None:
-    state = batches().state_dict()
-    with pytest.raises(CheckpointError, match="fingerprint"):
-        batches(masking=NOTHING).load_state_dict(state)
+def test_masks_hang_on_the_seed_the_pass_and_the_row_and_on_nothing_else() -> None:
+    """Not on the size of the batch, the place in it, the process or the worker."""
+    reference = batches(batch_size=1)
+    expected = masks_of(one_pass(reference))
+    assert len(expected) == reference.n_rows
+    for batch_size in (2, 3, 5):
+        found = masks_of(one_pass(batches(batch_size=batch_size)))
+        assert len(found) > 0.7 * len(expected)
+        assert all(expected[row] == masks for row, masks in found.items())
+    for rank in range(2):
+        share = batches(batch_size=2).share(rank, 2, torch.device("cpu"))
+        found = masks_of(list(islice(share, reference.n_rows // 4)))
+        assert all(expected[row] == masks for row, masks in found.items())
+    beside = batches(batch_size=2)
+    beside.workers = 2
+    assert masks_of(one_pass(beside)) == masks_of(one_pass(batches(batch_size=2)))
 
 
-def test_ranks_share_a_batch_without_a_common_row() -> None:
-    whole = next(iter(batches(batch_size=4, masking=NOTHING)))["input_ids"]
-    parts = [
-        next(iter(batches(batch_size=2, masking=NOTHING, rank=r, world_size=2)))["input_ids"]
-        for r in range(2)
-    ]
-    assert_close(torch.cat(parts), whole)
-    assert not torch.equal(parts[0], parts[1])
+def test_masks_are_drawn_anew_in_every_pass_and_for_every_seed() -> None:
+    # Rows that are the same in each pass: a document each, long enough that no masks are alike.
+    long = [[[10 + i] * 40] for i in range(30)]
+    rows = SentencePairs(long, 48, MASKING, next_sentence=False, packed=False)
+    endless = Batches(rows, 1)
+    first, second = masks_of(one_pass(endless)), masks_of(one_pass(endless))
+    assert (endless.epoch, endless.offset) == (1, 30)
+    seeded = masks_of(one_pass(Batches(rows, 1, seed=1)))
+    assert first.keys() == second.keys() == seeded.keys()
+    assert len(first) == 30
+    assert all(first[row] != second[row] for row in first)
+    assert all(first[row] != seeded[row] for row in first)
+    assert first == masks_of(one_pass(Batches(rows, 1)))  # the control
+
+
+def test_the_fingerprint_tells_other_documents_masks_and_rows_apart() -> None:
+    one = batches().fingerprint()
+    assert one == batches().fingerprint()
+    for other in (
+        batches(masking=NOTHING),
+        batches(context=40),
+        batches(packed=False),
+        batches(next_sentence=False),
+        Batches(SentencePairs(documents(41), 48, MASKING), 4),
+    ):
+        assert other.fingerprint() != one
+
+
+def held_out(batch_size: int, seed: int = 0) -> Evaluation:
+    return Evaluation(FixedPairs(SentencePairs(documents(10), 48, MASKING), seed), batch_size)
 
 
 def test_evaluation_has_each_pair_once_and_the_same_masks_every_time() -> None:
-    held_out = SentencePairEvaluation(documents(10), 48, 4, MASKING)
-    assert len(held_out) == 3
-    first, second = list(held_out), list(held_out)
-    assert sorted(held_out.order) == list(range(10))
+    evaluation = held_out(4)
+    assert len(evaluation) == 3
+    first, second = list(evaluation), list(evaluation)
+    assert sorted(evaluation.order) == list(range(10))
     assert sum(int((b["next_sentence_label"] != IGNORE).sum()) for b in first) == 10
     for a, b in zip(first, second):
         assert all(torch.equal(a[name], b[name]) for name in a)
-    other = SentencePairEvaluation(documents(10), 48, 4, MASKING, seed=1)
+    assert masks_of(first) == masks_of(list(held_out(1)))  # whatever stands beside a pair
+    other = held_out(4, seed=1)
     assert not torch.equal(next(iter(other))["labels"], first[0]["labels"])
 
 
@@ -195,7 +227,23 @@ def test_without_next_sentences_a_row_is_one_segment() -> None:
 
 
 def test_packing_leaves_little_padding() -> None:
-    assert batches(packed=True).fill > 0.8 > batches(packed=False).fill
+    def fill(**options: Any) -> float:
+        held = torch.cat([batch["input_ids"] != PAD for batch in one_pass(batches(1, **options))])
+        return held.float().mean().item()
+
+    assert fill(packed=True) > 0.8 > fill(packed=False)
+
+
+@given(lengths=st.lists(st.integers(2, 24), min_size=1, max_size=80), context=st.integers(24, 40))
+@settings(max_examples=60, deadline=None)
+def test_packing_keeps_every_document_and_fits_every_row(lengths: list[int], context: int) -> None:
+    array = np.asarray(lengths)
+    rows = pack_rows(np.arange(len(array)), array, context)
+    assert sorted(itertools.chain.from_iterable(rows)) == list(range(len(array)))
+    held = [array[row].sum() for row in rows]
+    assert max(held) <= context
+    # Best fit never opens a row while another has room: two rows are never both half empty.
+    assert sum(2 * n <= context for n in held) <= 1
 
 
 def test_whole_words_follow_the_table_of_ids() -> None:
@@ -206,7 +254,7 @@ def test_whole_words_follow_the_table_of_ids() -> None:
         continues=continues, masked=1.0, replaced=0.0, chosen=0.4,
     )  # fmt: skip
     chosen = False
-    for batch in SentencePairEvaluation(words, 48, 3, masking):
+    for batch in Evaluation(FixedPairs(SentencePairs(words, 48, masking)), 3):
         labels = batch["labels"]
         original = torch.where(labels != IGNORE, labels, batch["input_ids"])
         inside = torch.tensor(continues)[original][:, 1:]
@@ -223,17 +271,16 @@ def test_whole_words_follow_the_table_of_ids() -> None:
         ([[[9], [8]], [[7]]], {}, DataError, "got 1 among 2 documents"),
         (documents(3), {"context": 4}, ConfigError, "context must be at least 5"),
         ([[[9], [VOCAB]], [[7], [6]]], {}, DataError, f"got {VOCAB}"),
-        (documents(3), {"batch_size": 9}, DataError, "lower batch_size or add text"),
     ],
 )
 def test_bad_documents_are_refused(
     texts: Any, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    arguments = {"context": 48, "batch_size": 1, "masking": MASKING} | settings
+    arguments = {"context": 48, "masking": MASKING} | settings
     with pytest.raises(error, match=message):
-        SentencePairBatches(texts, **arguments)
+        SentencePairs(texts, **arguments)
 
 
 def test_documents_of_one_sentence_are_left_out_and_counted() -> None:
-    maker = PairMaker([*documents(3), [[9, 9]]], 48, True, VOCAB)
-    assert (len(maker), maker.skipped) == (3, 1)
+    rows = SentencePairs([*documents(3), [[9, 9]]], 48, MASKING)
+    assert (len(pairs_of(rows)), rows.skipped) == (3, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from llm_course.configs import BERTConfig
 from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
-from llm_course.losses.masked import bert_loss_fn, mask_tokens, mlm_loss, nsp_loss
+from llm_course.losses.masked import Masking, bert_loss_fn, mlm_loss, nsp_loss
 from llm_course.models.bert import BERT
 
 PAD, CLS, SEP, MASK, VOCAB = 0, 1, 2, 3, 200
@@ -24,15 +25,11 @@ CONFIG = BERTConfig(
 )
 
 
-def masks(input_ids: Tensor, seed: int = 0, **settings: object) -> tuple[Tensor, Tensor]:
-    return mask_tokens(
-        input_ids,
-        mask_id=MASK,
-        vocab_size=VOCAB,
-        special_ids=SPECIAL,
-        generator=rng(seed),
-        **settings,  # type: ignore[arg-type]
-    )
+IDS = {"cls_id": CLS, "sep_id": SEP, "mask_id": MASK, "pad_id": PAD, "vocab_size": VOCAB}
+
+
+def masks(input_ids: Tensor, seed: int = 0, **settings: Any) -> tuple[Tensor, Tensor]:
+    return Masking(**IDS, **settings).apply(input_ids, rng(seed))
 
 
 def within_four_sigma(count: int, n: int, p: float) -> bool:
@@ -83,18 +80,18 @@ def test_labels_are_the_tokens_that_were_there() -> None:
 
 def test_whole_words_are_chosen_or_left_as_a_whole() -> None:
     ids = million_tokens()[:200]
-    continues = torch.rand(ids.shape, generator=rng(2)) < 0.4
-    continues &= ids >= len(SPECIAL)
+    table = torch.rand(VOCAB, generator=rng(2)) < 0.4  # also of special ids: those begin a word
+    continues = table[ids] & (ids >= len(SPECIAL))
     continues[:, 1] = False  # what follows [CLS] begins a word
-    continues[:, 501:511] = False
-    _, labels = masks(ids, continues=continues)
+    continues[:, 510] = False
+    ids[:, 1] = ids[:, 510] = int((~table[len(SPECIAL) :]).nonzero()[0]) + len(SPECIAL)
+    _, labels = masks(ids, continues=tuple(table.tolist()))
     chosen = labels != IGNORE
     later, before = chosen[:, 1:], chosen[:, :-1]
     inside = continues[:, 1:]
     assert (later == before)[inside].all()
-    assert within_four_sigma(
-        int(chosen[~continues & (ids > MASK)].sum()), int((~continues & (ids > MASK)).sum()), 0.15
-    )
+    begins = ~continues & (ids > MASK)
+    assert within_four_sigma(int(chosen[begins].sum()), int(begins.sum()), 0.15)
     single = masks(ids)[1] != IGNORE
     assert not (single[:, 1:] == single[:, :-1])[inside].all()
 
@@ -102,12 +99,19 @@ def test_whole_words_are_chosen_or_left_as_a_whole() -> None:
 def test_the_same_generator_gives_the_same_masks_and_the_next_call_others() -> None:
     ids = million_tokens()[:4]
     assert_close(masks(ids, seed=3), masks(ids, seed=3))
-    generator = rng(3)
-    calls = [
-        mask_tokens(ids, mask_id=MASK, vocab_size=VOCAB, special_ids=SPECIAL, generator=generator)
-        for _ in range(2)
-    ]
+    generator, masking = rng(3), Masking(**IDS)
+    calls = [masking.apply(ids, generator) for _ in range(2)]
     assert not torch.equal(calls[0][1], calls[1][1])
+
+
+def test_with_a_generator_a_row_its_masks_hang_on_no_other_row_and_no_padding() -> None:
+    ids, masking = million_tokens()[:6, :80], Masking(**IDS)
+    read, labels = masking.apply(ids, [rng(i) for i in range(6)])
+    padded = torch.cat([ids, torch.full((6, 30), PAD)], 1)[[4, 2]]
+    again, asked = masking.apply(padded, [rng(4), rng(2)])
+    assert torch.equal(again[:, :80], read[[4, 2]])
+    assert torch.equal(asked[:, :80], labels[[4, 2]])
+    assert not torch.equal(masking.apply(ids[:1], [rng(7)])[1], labels[:1])  # the control
 
 
 def mlm_by_hand(logits: Tensor, labels: Tensor) -> float:
@@ -255,9 +259,46 @@ def test_shares_outside_their_range_are_refused(settings: dict, message: str) ->
 
 
 def test_special_ids_outside_the_vocabulary_are_refused() -> None:
-    generator = rng(0)
-    ids = torch.full((1, 4), 9)
     with pytest.raises(ConfigError, match="special_ids must be from 0 to 9, got 10"):
-        mask_tokens(ids, mask_id=3, vocab_size=10, special_ids=[10], generator=generator)
+        Masking(cls_id=1, sep_id=2, mask_id=3, pad_id=10, vocab_size=10)
     with pytest.raises(ConfigError, match="all 4 ids are special"):
-        mask_tokens(ids, mask_id=3, vocab_size=4, special_ids=range(4), generator=generator)
+        Masking(cls_id=1, sep_id=2, mask_id=3, pad_id=0, vocab_size=4)
+    with pytest.raises(ConfigError, match="of each of 9 ids, got 2"):
+        Masking(cls_id=1, sep_id=2, mask_id=3, pad_id=0, vocab_size=9, continues=(True, False))
+
+
+@pytest.mark.parametrize("form", ["a label a row", "a label a pair", "no pairs", "nothing chosen"])
+def test_the_counts_before_the_losses_are_those_of_the_losses(form: str) -> None:
+    data = batch()
+    if form == "a label a pair":
+        data["next_sentence_label"] = torch.full((3, 12), IGNORE)
+        data["next_sentence_label"][[0, 0, 2], [0, 6, 0]] = torch.tensor([1, 0, 0])
+    elif form == "no pairs":
+        del data["next_sentence_label"]
+    elif form == "nothing chosen":
+        data["labels"] = torch.full_like(data["labels"], IGNORE)
+    counts = bert_loss_fn.counts(data)  # type: ignore[attr-defined]
+    terms = bert_loss_fn(BERT(CONFIG), data)
+    assert list(counts) == list(terms)
+    assert {k: int(n) for k, n in counts.items()} == {k: int(n) for k, (_, n) in terms.items()}
+
+
+def test_accumulation_asks_for_counts_and_makes_no_further_forward_pass() -> None:
+    from llm_course.training.devices import choose_precision
+    from llm_course.training.gradients import LossModule, accumulate
+
+    parts = [batch(seed) for seed in range(4)]
+    passes = []
+    model = BERT(CONFIG)
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    module = LossModule(model, bert_loss_fn)
+    module.register_forward_pre_hook(lambda *_: passes.append(1))
+    precision = choose_precision("cpu", "fp32")
+    for counts_of, wanted in ((bert_loss_fn.counts, 4), (None, 7)):  # type: ignore[attr-defined]
+        passes.clear()
+        totals = accumulate(module, parts, precision, precision.scaler(), counts_of)
+        assert len(passes) == wanted
+        assert totals.counts.tolist() == [
+            sum(int((part[name] != IGNORE).sum()) for part in parts)
+            for name in ("labels", "next_sentence_label")
+        ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_course.batches.batching import shift_right
+from llm_course.batches.pairs import shift_right
 from llm_course.configs import T5Config, TrainConfig, TransformerConfig
 from llm_course.losses.seq2seq import seq2seq_loss, seq2seq_loss_fn
 from llm_course.models.t5 import T5

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_course.batches.batching import DocumentBatches, keep_apart
+from llm_course.batches.documents import PackedDocuments
+from llm_course.batches.ragged import keep_apart
+from llm_course.batches.sampler import Batches
 from llm_course.configs import BERTConfig, GPTConfig
 from llm_course.losses.causal import causal_loss_fn
 from llm_course.losses.masked import bert_loss_fn
@@ -27,7 +29,7 @@ def gpt_case(*, apart: bool) -> tuple[nn.Module, Batch]:
     model = GPT(GPTConfig(n_positions=CONTEXT, dropout=0.0, **SIZE))
     copying(model)
     documents = [[1, *torch.randint(3, 500, (20 + 7 * i % 60,)).tolist(), 2] for i in range(60)]
-    batch = next(iter(DocumentBatches(documents, context=CONTEXT, batch_size=8, seed=0)))
+    batch = next(iter(Batches(PackedDocuments(documents, CONTEXT), 8)))
     return model, batch if apart else {k: batch[k] for k in ("input_ids", "labels")}
 
 

@@ -309,7 +309,7 @@ def test_words_that_do_not_fit_have_no_entity_and_are_counted(checkpoint: Path) 
     whole = TaggedExample(("zxqv" * 20, "x"), ("B-PERSON", "O"))
     run = prepare_finetune("tag", Splits([whole, other], dev), checkpoint=checkpoint, context=16)
     assert run.data.encoded["train"].unlearnable == 1
-    assert run.data.train.rows == 1  # a row without a label teaches nothing
+    assert run.data.train.n_rows == 1  # a row without a label teaches nothing
 
 
 class _Reads(torch.nn.Module):

@@ -81,16 +81,13 @@ def test_translations_come_in_the_order_of_their_texts() -> None:
             eos_token_id=tokenizer.eos_id or 0,
         )
     )
-    from llm_course.batches.pairs import PairBatches
+    from llm_course.batches.pairs import Pairs
+    from llm_course.batches.sampler import Batches
     from llm_course.losses.seq2seq import seq2seq_loss_fn
     from llm_course.training.loop import train
 
-    batches = PairBatches(
-        *encode_pairs(tokenizer, pairs),
-        3,
-        pad_id=tokenizer.pad_id or 0,
-        start_id=tokenizer.bos_id or 0,
-    )
+    special = {"pad_id": tokenizer.pad_id or 0, "start_id": tokenizer.bos_id or 0}
+    batches = Batches(Pairs(*encode_pairs(tokenizer, pairs), **special), 3)
     config = dataclasses.replace(TRAIN, max_steps=120, lr=1e-2, warmup_steps=10)
     list(train(model, batches, seq2seq_loss_fn, config))
     for order in ([0, 1, 2], [2, 0, 1, 1], [1]):

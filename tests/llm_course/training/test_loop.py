@@ -36,8 +36,8 @@ from llm_course.training.evaluate import (
     loss_sums,
     nats_per_char,
     perplexity,
-    tokens_in,
 )
+from llm_course.training.gradients import tokens_in
 from llm_course.training.loop import train
 from llm_course.training.optim import learning_rate
 

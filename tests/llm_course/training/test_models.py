@@ -29,8 +29,9 @@ Batch = dict[str, Tensor]
 
 def test_gpt_trains_is_exported_and_resumes_bit_identical(tmp_path: Path) -> None:
     gpt = pytest.importorskip("llm_course.models.gpt")
-    batching = pytest.importorskip("llm_course.batches.batching")
     causal = pytest.importorskip("llm_course.losses.causal")
+    from llm_course.batches.documents import PackedDocuments
+    from llm_course.batches.sampler import Batches
     from llm_course.configs import GPTConfig
 
     size = GPTConfig(vocab_size=40, n_layers=1, d_model=16, n_heads=2, n_positions=16)
@@ -41,7 +42,7 @@ def test_gpt_trains_is_exported_and_resumes_bit_identical(tmp_path: Path) -> Non
         return gpt.GPT(size)
 
     def batches() -> Any:
-        return batching.DocumentBatches(documents, context=16, batch_size=4, seed=0)
+        return Batches(PackedDocuments(documents, context=16), 4)
 
     config = reference_config(max_steps=10, save_every=5)
     loss_fn = causal.causal_loss_fn

@@ -38,6 +38,8 @@ def report() -> dict[str, Any]:
         "ddp, two losses",
         "ddp, two losses, accumulation",
         "fsdp, two losses, accumulation",
+        "ddp, BERT on its own batches",
+        "fsdp, BERT on its own batches, accumulation",
         "two processes, then one",
         "one process, then two",
     ],

@@ -9,7 +9,7 @@ import torch
 from check_answers import Right, Wrong
 from torch import Tensor
 
-from llm_course.batches.batching import shift_right
+from llm_course.batches.pairs import shift_right
 from llm_course.configs import TransformerConfig
 from llm_course.models.transformer import Transformer
 from llm_lab.checks import ch07

@@ -1,0 +1,145 @@
+"""Whole documents, each from BOS to EOS: side by side in rows of one length, or each by itself.
+
+BOS has label -100: nothing predicts it. A document is as long as `context` at most; with
+`long_documents="cut"` longer ones are cut there, and `.long` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from llm_course.batches.ragged import Ragged, flatten, keep_apart
+from llm_course.batches.sampler import Batch, Keys, Rows, at_least
+from llm_course.errors import ConfigError, DataError
+from llm_course.losses.chunked import IGNORE
+
+LongDocuments = Literal["error", "cut"]
+
+
+class PackedDocuments(Rows):
+    """Rows of `context` tokens for training a model that is judged on documents.
+
+    Every row begins with the beginning of a document, so the model learns from position 0, where it
+    will be judged. Documents follow one another; the last one of a row is cut at its end, and the
+    next row begins with another one: no position is wasted.
+
+    With `separate=True` (default) a document does not see the others in its row: `position_ids`
+    restart, and an `attention_mask` [B, T, T] keeps documents apart, so the loss is exactly that of
+    documents in rows of their own. `separate=False` lets a token look at the documents before its
+    own, for the fast causal kernel: a model that is judged on single documents then learns much
+    more slowly, by 0.4 nats a token after 250 steps on Town.
+
+    `DataError` for no documents, documents that are too long or do not begin alike, ids below 0.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Sequence[int]],
+        context: int,
+        pad_id: int | None = None,
+        *,
+        separate: bool = True,
+        long_documents: LongDocuments = "error",
+    ) -> None:
+        self.context, self.separate = context, separate
+        self.pad_id = 0 if pad_id is None else pad_id  # never a label, so any id will do
+        self.documents, self.long = _laid_out(documents, context, long_documents)
+
+    def one_pass(self, generator: torch.Generator, least: int) -> Keys:
+        """A row is the numbers of its documents."""
+        order = torch.randperm(len(self.documents), generator=generator).numpy()
+        first = fill_rows(self.documents.lengths[order], self.context)
+        return np.split(order, first[1:-1])
+
+    def gather(self, keys: Keys) -> Batch:
+        tokens, starts = self.documents.take(np.concatenate(keys))
+        ends = np.append(starts, len(tokens))
+        edges = np.cumsum([0, *map(len, keys)])
+        index = ends[edges[:-1], None] + np.arange(self.context)
+        inside = index < ends[edges[1:], None]
+        index = np.minimum(index, len(tokens) - 1)
+        is_start = np.zeros(len(tokens), dtype=bool)
+        is_start[starts] = True
+        input_ids = np.where(inside, tokens[index], self.pad_id)
+        labels = np.where(inside & ~is_start[index], input_ids, IGNORE)
+        batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+        if self.separate:
+            # Padding forms a document of its own, so that no row of the mask is empty.
+            edge = is_start[index] & inside
+            edge[:, 1:] |= inside[:, :-1] & ~inside[:, 1:]
+            batch |= keep_apart(torch.from_numpy(edge))
+        return batch
+
+    def fingerprint(self) -> str:
+        return self.documents.sha256(f"packed {self.context} {self.separate}")
+
+
+class SingleDocuments(Rows):
+    """A row for each document, from position 0, padded on the right, which needs no causal mask."""
+
+    def __init__(
+        self,
+        documents: Sequence[Sequence[int]],
+        pad_id: int | None = None,
+        *,
+        context: int | None = None,
+        long_documents: LongDocuments = "error",
+    ) -> None:
+        longest = max(map(len, documents), default=2) if context is None else context
+        self.pad_id = 0 if pad_id is None else pad_id  # never a label, so any id will do
+        self.documents, self.long = _laid_out(documents, max(2, longest), long_documents)
+        self.lengths = (self.documents.lengths,)
+
+    def gather(self, keys: Keys) -> Batch:
+        input_ids, inside = self.documents.padded(keys, self.pad_id)
+        labels = input_ids.masked_fill(~inside, IGNORE)
+        labels[:, 0] = IGNORE
+        return {"input_ids": input_ids, "labels": labels}
+
+    def fingerprint(self) -> str:
+        return self.documents.sha256("single")
+
+
+def _laid_out(
+    documents: Sequence[Sequence[int]], context: int, long_documents: LongDocuments
+) -> tuple[Ragged, int]:
+    """The documents, checked and perhaps cut, and how many are longer than `context`."""
+    if long_documents not in get_args(LongDocuments):
+        raise ConfigError(f"long_documents must be one of error, cut, got {long_documents!r}")
+    at_least(2, context=context)
+    long = [len(document) for document in documents if len(document) > context]
+    if long and long_documents == "error":
+        raise DataError(
+            f"{len(long)} of {len(documents)} documents are longer than context = {context} "
+            f"tokens, the longest has {max(long)}: raise context, or let them be cut"
+        )
+    if long:
+        documents = [document[:context] for document in documents]
+    ragged = flatten(documents, "document", least=2)  # BOS and EOS
+    first = ragged.flat[ragged.begins]
+    if (odd := np.flatnonzero(first != first[0])).size:
+        raise DataError(
+            f"every document must begin with BOS: document 0 begins with {first[0]}, "
+            f"document {odd[0]} with {first[odd[0]]}"
+        )
+    return ragged, len(long)
+
+
+def fill_rows(lengths: np.ndarray, context: int) -> np.ndarray:
+    """Where each row begins, as an index of documents, when rows are filled one after the other.
+
+    A row ends with the document that reaches `context`, cut there; the last row may stay short.
+    """
+    ends = np.cumsum(lengths)
+    after = (
+        np.searchsorted(ends, ends - lengths + context) + 1
+    )  # the row after one that begins here
+    follows = np.minimum(after, len(lengths)).tolist()
+    first = [0]
+    while first[-1] < len(follows):
+        first.append(follows[first[-1]])
+    return np.asarray(first)
