@@ -6,6 +6,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_DISABLE ?= 1
+# Threads that wait sleep, also where torch is loaded before llm_course: beside a busy program, spinning
+# ones are many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 NOTEBOOKS := $(wildcard notebooks/*.py)

@@ -70,8 +70,12 @@ class _ModelConfig(_Config):
         if "d_head" not in values and d_model % n_heads:
             raise ConfigError(f"d_model must be a multiple of n_heads = {n_heads}, got {d_model}")
         for name, value in values.items():
-            if name.endswith("_token_id") and value is not None and not 0 <= value < vocab_size:
-                raise ConfigError(f"{name} must be from 0 to {vocab_size - 1}, got {value}")
+            if not name.endswith("_token_id") or value is None:
+                continue
+            if type(value) is not int or not 0 <= value < vocab_size:
+                raise ConfigError(
+                    f"{name} must be a whole number from 0 to {vocab_size - 1}, got {value!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +177,7 @@ class T5Config(_ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self, "n_buckets", least=4)
+        _check(self, "max_distance", least=1)
         if self.n_buckets % 4:
             raise ConfigError(f"n_buckets must be a multiple of 4, got {self.n_buckets}")
         if self.max_distance <= self.n_buckets // 2:

@@ -1,4 +1,4 @@
-"""What holds for every file: sizes, safe calls, words, rooms, light imports, settings."""
+"""What holds for every file: safe calls, words, rooms, light imports, settings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,6 @@ import yaml
 from book_tools import ROOT
 
 import llm_course
-
-LONGEST_FILE = 400  # lines
-LONGEST_FUNCTION = 40  # lines without the docstring
-# A longer file or function stands here with its reason; an entry that is no longer needed fails.
-LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS = {
-    "llm_course/generation/decode.py:generate": "15 lines are its signature, which is public",
-}
 
 FOLDERS = ("llm_town", "llm_course", "llm_lab", "experiments")
 PACKAGE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -45,57 +37,6 @@ def relative(path: Path) -> str:
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-# Sizes
-
-
-def function_lengths(module: ast.Module) -> Iterator[tuple[str, int]]:
-    """(name, lines from `def` to the end, without the docstring); methods as Class.name."""
-
-    def walk(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, int]]:
-        for node in body:
-            if isinstance(node, ast.ClassDef):
-                yield from walk(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if ast.get_docstring(node) is not None:
-                    lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
-                yield prefix + node.name, lines
-                yield from walk(node.body, f"{prefix}{node.name}.")
-
-    yield from walk(module.body, "")
-
-
-def test_lengths_are_counted_without_docstrings() -> None:
-    source = 'class A:\n    def f(self):\n        """Two\n        lines."""\n        return 1\n'
-    assert list(function_lengths(ast.parse(source))) == [("A.f", 2)]
-
-
-def test_files_of_the_package_are_short_or_have_a_reason() -> None:
-    long = {
-        relative(path): lines
-        for path in PACKAGE
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE
-    }
-    assert long.keys() == LONG_FILES.keys(), long
-    assert all(len(reason) > 20 for reason in LONG_FILES.values())
-
-
-def test_functions_of_the_package_are_short_or_have_a_reason() -> None:
-    long = {
-        f"{relative(path)}:{name}": lines
-        for path in PACKAGE
-        for name, lines in function_lengths(parse(path))
-        if lines > LONGEST_FUNCTION
-    }
-    assert long.keys() == LONG_FUNCTIONS.keys(), long
-    assert all(len(reason) > 20 for reason in LONG_FUNCTIONS.values())
-
-
-def test_no_file_is_a_drawer_for_everything() -> None:
-    drawers = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
-    assert not [relative(path) for path in CODE if path.name in drawers]
 
 
 # Safe calls
@@ -230,9 +171,9 @@ def test_each_contract_of_the_rooms_can_break(tmp_path: Path) -> None:
 # Light imports
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ}
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env
     )
 
 
@@ -244,6 +185,41 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
     control = python("import sys, torch; print('torch' in sys.modules)")
     assert control.stdout.strip() == "True"
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def waiting(**chosen: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in WAITING} | chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "policy"),
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "100"}, "None"),
+        ({"KMP_BLOCKTIME": "1"}, "None"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_has_chosen(
+    chosen: dict[str, str], policy: str
+) -> None:
+    code = "import os, llm_course; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert python(code, waiting(**chosen)).stdout.strip() == policy
+
+
+def test_torch_obeys_where_it_is_loaded_after_the_package_and_not_before() -> None:
+    """What the GNU library of threads says of itself when torch loads it."""
+    spins = {}
+    for order in ("llm_course, torch", "torch, llm_course"):
+        said = python(f"import {order}", waiting(OMP_DISPLAY_ENV="VERBOSE")).stderr
+        found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", said)
+        if found is None:
+            pytest.skip("this torch has another library of threads")
+        spins[order] = int(found[1])
+    assert spins["llm_course, torch"] == 0 < spins["torch, llm_course"]
 
 
 @pytest.mark.parametrize("command", ["", "pretrain", "generate", "doctor"])

@@ -11,6 +11,7 @@ from llm_course.models.bert import BERT
 from llm_course.recipes.run import load_model
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.devices import choose_device
+from llm_course.training.evaluate import evaluating
 
 
 class Guess(NamedTuple):
@@ -37,7 +38,7 @@ def fill_mask(model: BERT, tokenizer: Tokenizer, text: str, top: int = 5) -> lis
             f"got {len(ids)}"
         )
     row = torch.tensor([ids], device=next(model.parameters()).device)
-    with torch.no_grad():
+    with evaluating(model):  # without dropout, also in the middle of a training
         logits = model.mlm_head(model.hidden(row)[0, places])
     best = logits[:, : len(tokenizer)].softmax(-1).topk(top)
     return [

@@ -45,7 +45,10 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        if not isinstance(self.context, int) or self.context < 8:
+        for name in ("context", "stride", "longest_answer"):
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        if self.context < 8:
             raise ConfigError(f"context must be at least 8, got {self.context}")
         room = room_for_text(self.context)
         if self.task == "qa" and not 0 <= self.stride < room:

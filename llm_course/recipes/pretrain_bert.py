@@ -9,6 +9,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,10 @@ def _data(config: BERTDataConfig) -> BERTData:
     texts = (" ".join(document) for document in training[:TOKENIZER_DOCUMENTS])
     tokenizer = Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
     masking = masking_of(tokenizer, whole_words=config.whole_words)
-    rows, held_out_rows = (
-        SentencePairs(
-            encoded(tokenizer, documents),
-            config.context,
-            masking,
-            next_sentence=config.next_sentence,
-        )
-        for documents in (training, held_out)
+    paired = partial(
+        SentencePairs, context=config.context, masking=masking, next_sentence=config.next_sentence
     )
+    rows, held_out_rows = (paired(encoded(tokenizer, each)) for each in (training, held_out))
     return BERTData(
         tokenizer=tokenizer,
         masking=masking,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -130,7 +131,8 @@ class RunState:
 
     def judge(self, loss: float, keep_best: bool) -> None:
         """Note whether an evaluation was the best so far, and keep its weights if wanted."""
-        if self.progress.best is None or loss < self.progress.best:
+        # A NaN would stay the best for ever: nothing is lower.
+        if math.isfinite(loss) and (self.progress.best is None or loss < self.progress.best):
             self.progress.best, self.progress.worse = loss, 0
             if keep_best:
                 slots = model_slots(self.model)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 LOGITS_GATE = 1e-5  # float32
 GRADIENTS_GATE = 1e-6  # float64
+DIFFERS = 1e-4  # what a control must differ by at least: far above the rounding of any processor
 # The largest relative difference that each part of a `parity_case` may have.
 GATES = {
     "logits": LOGITS_GATE,
@@ -71,6 +72,19 @@ def relative_difference(ours: Tensor, reference: Tensor) -> float:
     return (ours.detach().double() - reference.detach().double()).abs().max().item() / scale
 
 
+def differs(ours: Tensor, reference: Tensor) -> bool:
+    """By so much that it cannot be rounding."""
+    return relative_difference(ours, reference) > DIFFERS
+
+
+def reached(moved: Tensor) -> Tensor:
+    """Where `moved`, at least 0, is more than exactly 0; it must not be as little as rounding."""
+    found = moved > 0
+    faint = moved[found & (moved <= DIFFERS)]
+    assert not len(faint), f"neither zero nor above {DIFFERS:.0e}: {faint.tolist()}"
+    return found
+
+
 def assert_relative(ours: Tensor, reference: Tensor, gate: float = LOGITS_GATE) -> None:
     difference = relative_difference(ours, reference)
     assert difference <= gate, f"relative difference {difference:.1e} exceeds {gate:.0e}"
@@ -99,6 +113,11 @@ def gradient_difference(ours: Mapping[str, Tensor], reference: nn.Module) -> flo
 
 def random_ids(shape: tuple[int, ...], n_ids: int, seed: int) -> Tensor:
     return torch.randint(0, n_ids, shape, generator=rng(seed))
+
+
+def random_width(n_heads: int, draw: random.Random) -> int:
+    """d_model, at least 6: a LayerNorm over two numbers is ± its gain, whatever they are."""
+    return n_heads * draw.randint(max(2, -(-6 // n_heads)), 9)
 
 
 def random_attention_mask(kind: str, shape: tuple[int, int], draw: random.Random) -> Tensor:
@@ -155,7 +174,7 @@ def causal_leak(logits_of: Callable[[Tensor], Tensor], ids: Tensor, n_ids: int) 
         changed = ids.clone()
         changed[:, j] = (ids[:, j] + 1) % n_ids
         others = logits_of(changed)
-        assert not torch.equal(others[:, j], logits[:, j])
+        assert differs(others[:, j], logits[:, j])
         if j:
             worst = max(worst, (others[:, :j] - logits[:, :j]).abs().max().item())
     return worst

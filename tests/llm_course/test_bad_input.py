@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_course import GPT, GPTConfig, T5Config, Tokenizer, TrainConfig, generate, train
+from llm_course import GPT, GPTConfig, T5Config, Tokenizer, TrainConfig, configs, generate, train
 from llm_course.batches.blocks import Blocks
 from llm_course.batches.documents import PackedDocuments
 from llm_course.batches.ragged import check_ids
 from llm_course.batches.sampler import Batches
 from llm_course.cli import main
-from llm_course.configs import DataConfig, TransformerConfig
+from llm_course.configs import (
+    BERTConfig,
+    BERTLabelConfig,
+    DataConfig,
+    PairConfig,
+    TransformerConfig,
+)
 from llm_course.data.corpora import read_documents
 from llm_course.errors import CheckpointError, ConfigError, DataError, RunInUseError, WeightsError
 from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
+from llm_course.losses.masked import Masking
 from llm_course.models.gpt import GPTBlock
 from llm_course.presets import find_preset
+from llm_course.recipes.predictor import TaskSettings
 from llm_course.recipes.pretrain_gpt import pretrain_gpt_command
 from llm_course.recipes.sample import generate_command, load_for_generation, sample_texts
 
@@ -606,6 +616,46 @@ def test_the_table_is_long() -> None:
     assert len(CASES) >= 100
     assert len({case[0] for case in CASES}) == len(CASES)
     assert all(len(message) > 3 for *_, message in CASES)
+
+
+SETTINGS: list[tuple[type, dict[str, Any]]] = [
+    *((kind, {}) for kind in (TransformerConfig, BERTConfig, BERTLabelConfig, GPTConfig)),
+    *((kind, {}) for kind in (T5Config, TrainConfig, DataConfig, PairConfig)),
+    (TaskSettings, {"task": "qa", "context": 32}),
+]
+
+
+def numbers_of(kind: type, needed: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """The fields of some settings that hold a number, and whether it is a whole one."""
+    hints, made = typing.get_type_hints(kind), kind(**needed)
+    for field in dataclasses.fields(kind):
+        if {int, float} & {hints[field.name], *typing.get_args(hints[field.name])}:
+            yield field.name, not isinstance(getattr(made, field.name), float)
+
+
+@pytest.mark.parametrize(("kind", "needed"), SETTINGS, ids=[kind.__name__ for kind, _ in SETTINGS])
+def test_no_setting_takes_infinity_or_what_is_no_number(kind: type, needed: dict[str, Any]) -> None:
+    fields = dict(numbers_of(kind, needed))
+    assert len(fields) >= 3
+    for name, whole in fields.items():
+        wrong: list[Any] = [math.inf, -math.inf, math.nan, "1", *([1.5] if whole else [True])]
+        for value in wrong:
+            with pytest.raises(ConfigError, match=rf"^{name} must .*{value}"):
+                kind(**{**needed, name: value})
+
+
+def test_every_kind_of_settings_is_in_the_table_above() -> None:
+    made = {kind for kind in vars(configs).values() if dataclasses.is_dataclass(kind)}
+    assert made <= {kind for kind, _ in SETTINGS}
+    assert {"lr", "min_lr", "clip_norm", "weight_decay"} <= dict(numbers_of(TrainConfig, {})).keys()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1.5, -0.1])
+@pytest.mark.parametrize("name", ["chosen", "masked", "replaced"])
+def test_shares_of_masking_are_refused_when_they_are_set(name: str, value: float) -> None:
+    ids = {"cls_id": 1, "sep_id": 2, "mask_id": 3, "pad_id": 0, "vocab_size": 9}
+    with pytest.raises(ConfigError, match=f"{name} must be from 0 to 1, got {value}"):
+        Masking(**ids, **{name: value})
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -222,3 +222,33 @@ def test_the_fingerprint_tells_other_rows_labels_and_held_out_examples_apart() -
 def test_bad_rows_are_refused(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_no_answer_is_the_window_that_speaks_least_for_it() -> None:
+    """The score of "no answer" is the lowest sum at [CLS] over the windows, wherever it stands."""
+    found = windows(None)
+    for none in ([1.0, 4.0, 3.0], [4.0, 1.0, 3.0], [3.0, 4.0, 1.0]):
+        scored = []
+        for window, height in zip(found, none, strict=True):
+            n = len(window.row.ids)
+            scored.append((window, [height, *[0.0] * (n - 1)], [2 * height, *[0.0] * (n - 1)]))
+        window, start, end = scored[0]
+        start[5], end[6] = 7.0, 8.0
+        text, margin = best_answer(scored, TEXT, longest=5)
+        assert text == TEXT[OFFSETS[1][0] : OFFSETS[2][1]]
+        assert margin == 7.0 + 8.0 - 3 * 1.0  # not the first, the last, the mean or that window's
+
+
+def test_in_a_wide_window_the_highest_scores_are_tried_and_of_equal_answers_the_first_wins() -> (
+    None
+):
+    text = " ".join(f"w{i:02}" for i in range(60))
+    offsets = [(4 * i, 4 * i + 3) for i in range(60)]
+    shape = Shape(cls_id=CLS, sep_id=SEP, context=80)
+    (window,) = question_windows(shape, 0, [10, 11], list(range(20, 80)), offsets, None, 8)
+    rising = [i / 100 for i in range(len(window.row.ids))]
+    rising[0] = 0.0
+    last = max(i for i, place in enumerate(window.offsets) if place is not None)
+    assert best_answer([(window, rising, rising)], text, longest=5) == ("w59", 2 * rising[last])
+    flat = [0.0] * len(window.row.ids)
+    assert best_answer([(window, flat, flat)], text, longest=5) == ("w00", 0.0)

@@ -170,3 +170,16 @@ def test_what_makes_no_pairs_is_refused_by_its_value() -> None:
             Pairs(**(good | change))
     with pytest.raises((ConfigError, TypeError), match="long_pairs"):
         Pairs(**good, long_pairs="cut")
+
+
+def test_after_pairs_are_dropped_the_order_still_names_the_pairs_that_were_given() -> None:
+    sources, targets = some_pairs(23)
+    for number in (0, 4, 11):
+        sources[number] = [10 + number] * 90
+    rows = Pairs(sources, targets, pad_id=PAD, start_id=BOS, context=40, long_pairs="drop")
+    found = Evaluation(rows, 4)
+    given = [int(rows.keep[i]) for i in found.order]
+    assert sorted(given) == [i for i in range(23) if i not in (0, 4, 11)]
+    answers = [row[row != IGNORE].tolist() for batch in found for row in batch["labels"]]
+    assert answers == [targets[i] for i in given]
+    assert given != found.order  # the control: places among the pairs that are left

@@ -284,3 +284,20 @@ def test_bad_documents_are_refused(
 def test_documents_of_one_sentence_are_left_out_and_counted() -> None:
     rows = SentencePairs([*documents(3), [[9, 9]]], 48, MASKING)
     assert (len(pairs_of(rows)), rows.skipped) == (3, 1)
+
+
+def test_a_document_is_masked_anew_in_every_pass() -> None:
+    """One document, one row, one batch a pass: only its masks may differ."""
+
+    def endless() -> Batches:
+        rows = SentencePairs([[list(range(10, 56))]], 48, MASKING, next_sentence=False)
+        return Batches(rows, 1)
+
+    epochs = [batch for _, batch in zip(range(40), endless())]
+    texts = [torch.where(b["labels"] == IGNORE, b["input_ids"], b["labels"]) for b in epochs]
+    assert all(torch.equal(text[:, 1:-1], torch.arange(10, 56)[None]) for text in texts)
+    chosen = torch.cat([batch["labels"] != IGNORE for batch in epochs])
+    assert len({tuple(row) for row in chosen.tolist()}) == 40
+    assert chosen[:, 1:-1].any(0).float().mean() > 0.95  # with one masking it would be 0.15
+    again = next(iter(endless()))
+    assert torch.equal(again["labels"], epochs[0]["labels"])  # the same seed, the same masks

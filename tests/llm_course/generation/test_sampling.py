@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from parity import differs
 from scipy.stats import chisquare
 from torch import Tensor
 from torch.testing import assert_close
@@ -50,8 +51,7 @@ def test_kept_tokens_and_their_probabilities_are_exact(strategy: dict) -> None:
     assert torch.equal(found > 0, expected > 0)
     assert_close(found, expected.float())
     if len(strategy) > 1:  # the cut matters: without it the probabilities are others
-        with pytest.raises(AssertionError):
-            assert_close((logits / strategy["temperature"]).softmax(-1).float(), found)
+        assert differs((logits / strategy["temperature"]).softmax(-1).float(), found)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -124,3 +124,35 @@ def test_same_seed_same_tokens_and_the_global_generator_is_left_alone() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def kept(logits: Tensor, **strategy: object) -> int:
+    found = next_token_probabilities(logits, temperature=1.0, **strategy)  # type: ignore[arg-type]
+    return int((found > 0).sum())
+
+
+@pytest.mark.parametrize("width", [5, 1000])  # with and without the short list
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_tokens_that_have_exactly_top_p_together_are_the_nucleus(n: int, width: int) -> None:
+    logits = -0.3 * torch.arange(width, dtype=torch.float32)[None]
+    ranked = candidates(logits, temperature=1.0, top_k=None, top_p=0.9999).logits
+    top_p = ranked.exp().double().cumsum(-1)[0, n - 1].item()  # the very sum that is compared
+    assert kept(logits, top_p=top_p) == n
+    assert kept(logits, top_p=top_p + 1e-4) == n + 1
+
+
+@pytest.mark.parametrize(("top_p", "n"), [(0.05, 1), (0.3, 2), (0.5, 3), (0.7, 4), (0.9, 5)])
+def test_of_equally_likely_tokens_only_as_many_are_kept_as_are_needed(top_p: float, n: int) -> None:
+    assert kept(torch.zeros(1, 5), top_p=top_p) == n
+    assert kept(torch.zeros(1, 5), top_k=3) == 3
+    spread = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, -9.0]])
+    assert kept(spread, top_p=top_p) == n
+
+
+def test_each_row_has_its_own_nucleus_beside_rows_of_any_other() -> None:
+    """One row is sure and has it in the short list, the other needs the whole vocabulary."""
+    logits = torch.zeros(2, 1000)
+    logits[0, 7] = 20.0
+    found = next_token_probabilities(logits, temperature=1.0, top_p=0.8995) > 0
+    assert found.sum(-1).tolist() == [1, 900]
+    assert found[0, 7]

@@ -63,7 +63,7 @@ def test_causal_loss_is_the_sum_over_next_tokens_shifted_exactly_once() -> None:
     labels[0, 4:] = IGNORE
     total, count = causal_lm_loss(logits, labels)
     assert count.item() == 5 + 5 + 3
-    assert total.item() == pytest.approx(loss_by_hand(logits, labels), abs=1e-12)
+    assert total.item() == pytest.approx(loss_by_hand(logits, labels), rel=1e-12)
 
     twice, _ = causal_lm_loss(logits[:, :-1], labels[:, 1:])
     never = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
@@ -98,7 +98,7 @@ def test_the_sum_is_in_float32_when_logits_are_not() -> None:
     labels = torch.zeros(4, 513, dtype=torch.int64)
     total, count = causal_lm_loss(logits, labels)
     assert total.dtype == torch.float32
-    assert total.item() / count.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert total.item() / count.item() == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_one_token_has_nothing_to_predict() -> None:
@@ -207,7 +207,7 @@ def test_chunked_cross_entropy_follows_autocast_and_refuses_float16() -> None:
     expected = torch.autograd.grad(plain, weight)[0]
     assert loss.dtype == gradient.dtype == torch.float32
     assert loss.item() == pytest.approx(plain.item(), rel=1e-2)
-    assert loss.item() != plain.item()  # the products were in bfloat16
+    assert loss.item() != pytest.approx(plain.item(), rel=1e-4)  # the products were in bfloat16
     assert_close(gradient, expected, rtol=0.1, atol=0.1)
     with pytest.raises(ValueError, match="float16"):
         chunked_cross_entropy(hidden.half(), weight.half(), labels)
@@ -242,4 +242,4 @@ def test_an_adapted_head_is_asked_for_its_own_logits() -> None:
     model.lm_head = Doubled(8, 2100)
     ids = torch.randint(2100, (10, 60), generator=rng(9))
     total, _ = causal_loss_fn(model, {"input_ids": ids, "labels": ids})["lm"]
-    assert_close(total, causal_lm_loss(model(ids), ids)[0])
+    assert_close(total, causal_lm_loss(model(ids), ids)[0], rtol=1e-5, atol=0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import perturbed, rng
+from parity import differs, perturbed, rng
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -132,8 +132,8 @@ def test_the_masked_loss_is_the_sum_over_the_chosen_positions() -> None:
     total, count = mlm_loss(logits, labels)
     assert abs(total.item() - mlm_by_hand(logits, labels)) < 1e-10
     assert count == (labels != IGNORE).sum()
-    with pytest.raises(AssertionError):  # shifted by one it is another loss
-        assert_close(total.item(), mlm_by_hand(logits[:, :-1], labels[:, 1:]))
+    shifted = mlm_by_hand(logits[:, :-1], labels[:, 1:])
+    assert abs(total.item() - shifted) > 1e-2  # shifted by one it is another loss
 
 
 @pytest.mark.covers("F10")
@@ -170,8 +170,7 @@ def test_the_next_sentence_loss_is_two_class_cross_entropy_with_y_turned_around(
     total, count = nsp_loss(logits, label)
     assert abs(total.item() - nsp_by_hand(logits, label)) < 1e-10
     assert count == 9
-    with pytest.raises(AssertionError):
-        assert_close(total.item(), nsp_by_hand(logits, 1 - label))
+    assert abs(total.item() - nsp_by_hand(logits, 1 - label)) > 1e-2
 
 
 @pytest.mark.covers("F11")
@@ -223,8 +222,7 @@ def test_the_loss_of_bert_is_the_sum_of_both_and_so_is_its_gradient() -> None:
 
     both, parts = gradient("mlm", "nsp"), gradient("mlm") + gradient("nsp")
     assert_close(both, parts, rtol=1e-10, atol=1e-12)
-    with pytest.raises(AssertionError):
-        assert_close(both, gradient("mlm"), rtol=1e-10, atol=1e-12)
+    assert differs(both, gradient("mlm"))
 
 
 @pytest.mark.covers("B2")

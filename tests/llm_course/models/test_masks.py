@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity import perturbed, reached
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -29,27 +30,26 @@ SIZES: dict[str, Any] = {"vocab_size": VOCAB, "d_model": 32, "n_heads": 4, "drop
 
 
 def bert(layers: int = 2) -> BERT:
-    torch.manual_seed(0)
-    return BERT(BERTConfig(n_layers=layers, d_ff=64, n_positions=16, **SIZES)).double().eval()
+    """Not as it starts: there a token moves the outputs of others by 1e-9 only."""
+    return perturbed(BERT(BERTConfig(n_layers=layers, d_ff=64, n_positions=16, **SIZES)).double())
 
 
 def gpt() -> GPT:
-    torch.manual_seed(0)
-    return GPT(GPTConfig(n_layers=2, n_positions=16, **SIZES)).double().eval()
+    return perturbed(GPT(GPTConfig(n_layers=2, n_positions=16, **SIZES)).double())
 
 
 def moved(outputs: Callable[[Tensor], Sequence[Tensor] | Tensor], n: int = N) -> Tensor:
-    """[i, j]: whether the output at i moves at all when token j changes."""
+    """[i, j]: whether the output at i moves when token j changes, and not by rounding only."""
     ids = torch.randint(VOCAB, (1, n), generator=torch.Generator().manual_seed(1))
-    result = torch.zeros(n, n, dtype=torch.bool)
+    result = torch.zeros(n, n, dtype=torch.float64)
     with torch.no_grad():
         before = outputs(ids)
         for j in range(n):
             changed = ids.clone()
             changed[0, j] = (ids[0, j] + 1) % VOCAB
             for i, vector in enumerate(outputs(changed)):
-                result[i, j] = not torch.equal(vector, before[i])
-    return result
+                result[i, j] = (vector - before[i]).abs().max()
+    return reached(result)
 
 
 def mask_of(may_look: Callable[[int, int], bool], n: int = N) -> Tensor:
@@ -84,9 +84,8 @@ def test_in_a_decoder_exactly_nothing_before_the_changed_token_moves() -> None:
 
 @pytest.mark.covers("K3")
 def test_an_encoder_decoder_sees_its_source_wholly_and_its_target_causally() -> None:
-    torch.manual_seed(0)
     config = T5Config(n_layers=2, n_decoder_layers=2, d_head=8, d_ff=64, **SIZES)
-    model = T5(config).double().eval()
+    model = perturbed(T5(config).double())
 
     def outputs(ids: Tensor) -> list[Tensor]:
         source, target = ids[:, :S], ids[:, S:]

@@ -18,12 +18,14 @@ from parity import (
     assert_parity,
     assert_relative,
     causal_leak,
+    differs,
     gradient_difference,
     opened,
     perturbed,
     random_attention_mask,
     random_ids,
     random_splits,
+    reached,
     relative_difference,
     rng,
     saved_twice,
@@ -305,8 +307,7 @@ def test_parity_notices_a_small_defect(
         expected = reference(input_ids=ids, decoder_input_ids=target).logits
         assert_relative(ours(ids, decoder_input_ids=target), expected)
         defect(ours, monkeypatch)
-        with pytest.raises(AssertionError, match="relative difference"):
-            assert_relative(ours(ids, decoder_input_ids=target), expected)
+        assert differs(ours(ids, decoder_input_ids=target), expected)
 
 
 def bucket_by_hand(r: int, n: int, m: int) -> int:
@@ -328,18 +329,29 @@ def bucket_by_hand(r: int, n: int, m: int) -> int:
     return e + k
 
 
+def neighbours_by_hand(r: int, n: int, m: int) -> set[int]:
+    """The bucket; of a distance on the very edge of two both: there a logarithm's last bit tells.
+
+    (As in transformers, with which the random models compare the buckets.)
+    """
+    bucket, e = bucket_by_hand(r, n, m), n // 2
+    on_edge = bucket > e and Fraction(r, e) ** (n - e) == Fraction(m, e) ** (bucket - e)
+    return {bucket, bucket - on_edge}
+
+
 @pytest.mark.parametrize(
     ("n", "m"), [(32, 128), (8, 20), (4, 3), (16, 9), (12, 100), (64, 256), (32, 17)]
 )
 def test_buckets_are_the_formula_of_the_paper(n: int, m: int) -> None:
     longest = 3 * m
     relative = torch.arange(-longest, longest + 1)
-    encoder = [bucket_by_hand(abs(r), n // 2, m) + (r > 0) * n // 2 for r in relative.tolist()]
-    decoder = [bucket_by_hand(max(-r, 0), n, m) for r in relative.tolist()]
-    assert t5.encoder_buckets(relative, n, m).tolist() == encoder
-    assert t5.decoder_buckets(relative, n, m).tolist() == decoder
-    assert {0, n - 1} <= set(encoder) <= set(range(n))
-    assert encoder != decoder
+    encoder, decoder = t5.encoder_buckets(relative, n, m), t5.decoder_buckets(relative, n, m)
+    for r, of_encoder, of_decoder in zip(relative.tolist(), encoder.tolist(), decoder.tolist()):
+        half = (r > 0) * n // 2
+        assert of_encoder - half in neighbours_by_hand(abs(r), n // 2, m), r
+        assert of_decoder in neighbours_by_hand(max(-r, 0), n, m), r
+    assert {0, n - 1} <= set(encoder.tolist()) <= set(range(n))
+    assert not torch.equal(encoder, decoder)
 
 
 @pytest.mark.parametrize(("n_queries", "n_keys", "start"), [(5, 5, 0), (1, 9, 8), (3, 7, 4)])
@@ -360,7 +372,7 @@ def test_rms_norm_is_its_formula() -> None:
     norm = perturbed(t5.RMSNorm(7, eps=0.1).double())
     for row, expected in zip(x.flatten(0, 1), norm(x).flatten(0, 1)):
         root = (sum(float(v) ** 2 for v in row) / 7 + 0.1) ** 0.5
-        assert_close(row / root * norm.weight, expected, rtol=1e-14, atol=1e-14)
+        assert_close(row / root * norm.weight, expected, rtol=1e-12, atol=1e-12)
     assert t5.RMSNorm(7, eps=0.1)(torch.full((1, 7), 300.0).half()).isfinite().all()
 
 
@@ -576,7 +588,7 @@ def test_no_decoder_position_sees_a_later_one() -> None:
         changed[:, j] = (target[:, j] + 1) % 37
         others = model(ids, decoder_input_ids=changed)
         assert torch.equal(others[:, :j], logits[:, :j])
-        assert not torch.equal(others[:, j:], logits[:, j:])
+        assert differs(others[:, j:], logits[:, j:])
 
 
 def test_the_gradient_of_a_logit_is_zero_at_every_later_token() -> None:
@@ -587,9 +599,8 @@ def test_the_gradient_of_a_logit_is_zero_at_every_later_token() -> None:
     for i in range(7):
         total = logits[0, i].square().sum()
         source, target = torch.autograd.grad(total, kept, retain_graph=True)
-        assert target[0, i + 1 :].eq(0).all()
-        assert target[0, : i + 1].abs().amax(-1).gt(0).all()
-        assert source.abs().amax(-1).gt(0).all()
+        assert reached(target[0].abs().amax(-1)).tolist() == [j <= i for j in range(7)]
+        assert reached(source[0].abs().amax(-1)).all()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

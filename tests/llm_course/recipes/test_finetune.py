@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity import differs
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -34,7 +35,7 @@ from llm_course.errors import CheckpointError, ConfigError, DataError, HeldOutEr
 from llm_course.presets import find_preset
 from llm_course.recipes.finetune import FineTuneRun, prepare_finetune
 from llm_course.recipes.predictor import Predictor, TaskSettings
-from llm_course.recipes.tasks import TASKS
+from llm_course.recipes.tasks import TASKS, AnswerPrediction
 from llm_town import generate_documents
 
 OPENS_AS = {
@@ -133,7 +134,7 @@ def test_the_weights_are_those_of_the_checkpoint_unless_it_begins_from_scratch(
     assert fresh.model.config == loaded.model.config
     other = dataclasses.replace(SHORT, seed=1)
     again = short("tag", checkpoint, train_config=other)
-    assert not torch.equal(again.model.head.weight, loaded.model.head.weight)
+    assert differs(again.model.head.weight, loaded.model.head.weight)
     assert again.data.train.seed == 1
 
 
@@ -141,7 +142,7 @@ def test_one_seed_gives_one_result(checkpoint: Path) -> None:
     one, two = finish(short("classify", checkpoint)), finish(short("classify", checkpoint))
     assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values()))
     other = finish(short("classify", checkpoint, train_config=dataclasses.replace(SHORT, seed=5)))
-    assert not torch.equal(weights(other)["head.weight"], weights(one)["head.weight"])
+    assert differs(weights(other)["head.weight"], weights(one)["head.weight"])
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(checkpoint: Path, tmp_path: Path) -> None:
@@ -462,3 +463,34 @@ def test_real_data_go_the_whole_way(task: str, checkpoint: Path, shared_data: Pa
     )
     finish(run)
     assert all(0 <= score <= 1 for score in run.dev_scores().values())
+
+
+# What a prediction says
+
+
+def test_the_label_is_the_class_of_the_highest_probability(checkpoint: Path) -> None:
+    run = finish(short("pair", checkpoint))
+    examples = town_examples("pair", 12, 0, "test")
+    found = run.predict(examples)
+    for prediction in found:
+        assert list(prediction.probabilities) == list(run.predictor.labels)
+        assert max(prediction.probabilities, key=prediction.probabilities.get) == prediction.label
+        assert sum(prediction.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
+    row = run.predictor.encode(examples[:1], labelled=False).rows[0]
+    run.model.eval()
+    with torch.no_grad():
+        logits = run.model(
+            input_ids=torch.tensor([row.ids]), token_type_ids=torch.tensor([row.segments])
+        )
+    assert [*found[0].probabilities.values()] == pytest.approx(logits[0].softmax(-1).tolist())
+
+
+def test_an_answer_is_right_if_it_is_any_of_those_that_are_accepted(checkpoint: Path) -> None:
+    predictor = short("qa", checkpoint).predictor
+    context = "Oren was a baker in Tova."
+    question = QuestionExample("Who?", context, (Answer("a baker", 9), Answer("Oren", 0)))
+    for text, expected in (("Oren", 1.0), ("baker", 1.0), ("Tova", 0.0)):
+        start = context.index(text)
+        said = AnswerPrediction(text, start, start + len(text), 0.0, 1)
+        scores = predictor.score([question], [said])
+        assert scores == {"exact_match": expected, "f1": expected}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parity import perturbed
 
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.errors import ConfigError, DataError
+from llm_course.losses.seq2seq import seq2seq_loss_fn
 from llm_course.models.transformer import Transformer
 from llm_course.presets import find_preset
 from llm_course.recipes.translate import (
@@ -23,6 +27,8 @@ from llm_course.recipes.translate import (
     translate_texts,
 )
 from llm_course.tokenizers.library import Tokenizer
+from llm_course.training.evaluate import evaluate
+from llm_town.tasks import translation
 
 MODEL = TransformerConfig(
     n_layers=1, n_decoder_layers=1, d_model=16, n_heads=2, d_ff=32, n_positions=48, dropout=0.0
@@ -148,3 +154,66 @@ def test_bad_settings_are_refused_before_anything_is_trained(tmp_path: Path) -> 
     tokenizer = Tokenizer.train(["a b"], kind="word", vocab_size=9)
     with pytest.raises(ConfigError, match="texts must hold at least one text, got none"):
         translate_texts(Transformer(MODEL), tokenizer, [])
+
+
+def pairs_in(batches: Any, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """What the rows of some batches say; a target must end with the end token."""
+    found = []
+    for batch in batches:
+        for source, labels in zip(batch["input_ids"], batch["labels"]):
+            target = labels[labels >= 0]
+            assert target[-1] == tokenizer.eos_id
+            found.append((tokenizer.decode(source), tokenizer.decode(target)))
+    return found
+
+
+def test_town_is_trained_on_judged_by_and_tested_on_pairs_of_different_splits() -> None:
+    data = prepare_translation(MODEL, TOWN, TRAIN).data
+    split = {
+        name: {
+            (translation.cut_names(e.english), e.chinese)
+            for e in translation.examples(n, 0, *name.split())
+        }
+        for name, n in [
+            ("train", 200), ("validation", 6),
+            ("test none", 6), ("test unseen_name", 6), ("test unseen_template", 6),
+        ]
+    }  # fmt: skip
+    epoch = itertools.islice(data.train, data.train.batches_per_epoch)
+    trained = set(pairs_in(epoch, data.tokenizer))
+    assert trained <= split["train"]
+    assert len(trained) > 150
+    assert {name: set(pairs) for name, pairs in data.tests.items()} == {
+        shift: split[f"test {shift}"] for shift in ("none", "unseen_name", "unseen_template")
+    }
+    # Words that training never showed cannot be read back: sources and targets of known words can.
+    judged = pairs_in(data.validation, data.tokenizer)
+    assert len(judged) == 6
+    assert set(judged) & split["validation"]
+    assert all("<unk>" in "".join(pair) for pair in set(judged) - split["validation"])
+    # The control: a few sentences stand in several splits, most stand in one.
+    for name in ("validation", "test none"):
+        assert len(split[name] - split["train"]) > 3
+
+
+def test_the_vocabulary_of_a_translator_is_that_of_its_training_pairs(tmp_path: Path) -> None:
+    names = {}
+    for part, words in (("data", "abc"), ("validation", "xbc"), ("test", "ayc")):
+        names[f"{part}_files"] = (str(tmp_path / f"{part}.jsonl"),)
+        rows = [{"en": f"a dog {w}{w}", "de": f"ein Hund {w}{w}{w}"} for w in words]
+        Path(names[f"{part}_files"][0]).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = PairConfig(data="files", **names, batch_size=2)
+    tokens = prepare_translation(MODEL, data, TRAIN).data.tokenizer
+    known = [w for w in ("aa", "bbb", "xx", "xxx", "yy") if tokens.unk_id not in tokens.encode(w)]
+    assert known == ["aa", "bbb"]
+
+
+def test_the_reported_loss_is_that_of_the_text_without_label_smoothing() -> None:
+    run = prepare_translation(MODEL, TOWN, TRAIN, smoothing=0.3)
+    perturbed(run.model)
+    plain, smooth = (
+        evaluate(run.model, run.data.validation, partial(seq2seq_loss_fn, smoothing=s))["loss"]
+        for s in (0.0, 0.3)
+    )
+    assert run.summary(1.0, 1.0)["val_loss"] == pytest.approx(plain, rel=1e-5)
+    assert abs(smooth - plain) > 1e-2

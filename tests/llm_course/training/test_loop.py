@@ -95,7 +95,7 @@ def test_counting_first_leaves_no_trace_in_dropout() -> None:
         [s.loss for s in train(tiny(dropout=0.3), ShuffledBatches(), loss_fn, config)]
         for loss_fn in (WithCounts(), two_losses)
     )
-    assert counted == computed
+    assert counted == pytest.approx(computed, rel=1e-10)
 
 
 def test_the_mean_of_means_is_another_run() -> None:
@@ -214,7 +214,7 @@ def test_the_readers_random_numbers_and_training_do_not_meet() -> None:
     assert noisy == quiet
     assert torch.equal(torch.stack(drawn), expected)
     other = [s.loss for s in train(TinyLM(), ShuffledBatches(), lm_loss, replace(config, seed=1))]
-    assert other != quiet  # the seed is that of dropout
+    assert other != pytest.approx(quiet, rel=1e-4)  # the seed is that of dropout
 
 
 def test_patience_stops_and_ends_with_the_best_weights(tmp_path: Path) -> None:
@@ -416,3 +416,104 @@ def test_ctrl_c_while_it_computes_saves_the_finished_update(tmp_path: Path) -> N
     newest = latest_checkpoint(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.name == "step-00000003"
+
+
+# ---- evaluations --------------------------------------------------------------------------------
+
+
+def staged(heights: list[float]) -> Any:
+    """A loss that trains as ever, and whose n-th evaluation gives the n-th height."""
+    left = iter(heights)
+
+    def loss_fn(model: Any, batch: Batch) -> Any:
+        total, count = lm_loss(model, batch)["lm"]
+        return {"lm": (total if model.training else total * 0 + next(left) * count, count)}
+
+    return loss_fn
+
+
+@pytest.mark.parametrize(
+    ("heights", "patience", "best"),
+    [
+        ([5.0, 7.0, 6.0], 2, 1),  # better than the last one is not better than the best
+        ([5.0, 4.0, 4.0, 4.0], 2, 2),  # as good is no better
+        ([5.0, 6.0, 3.0, 4.0], 1, 1),  # the first that is worse is enough
+    ],
+)
+def test_patience_compares_with_the_best_evaluation_so_far(
+    heights: list[float], patience: int, best: int
+) -> None:
+    config = reference_config(eval_every=1, patience=patience, save_every=0)
+    validation = Listed([next(iter(ShuffledBatches()))])
+    model, after = tiny(), []
+    for _ in train(model, ShuffledBatches(), staged(heights), config, validation=validation):
+        after.append(weights(model))
+    assert len(after) == best + patience
+    assert largest_difference(after[-1], after[best - 1]) == 0  # it ends with the best weights
+    if best > 1:
+        assert largest_difference(after[-1], after[0]) > 0
+
+
+def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
+    config = reference_config(eval_every=1, patience=3, save_every=1, schedule="constant")
+    validation = Listed([next(iter(ShuffledBatches()))])
+
+    def steps(heights: list[float], resume: bool) -> list[int]:
+        run = train(
+            TinyLM(), ShuffledBatches(), staged(heights), config,
+            out=tmp_path, resume=resume, validation=validation,
+        )  # fmt: skip
+        return [step.step for _, step in zip(heights, run)]
+
+    assert steps([3.0, 4.0, 4.0], resume=False) == [1, 2, 3]
+    assert steps([3.5, 3.5], resume=True) == [4]  # the third in a row that is worse than 3
+
+
+class Walking:
+    """Validation batches that go on where they stopped, as a stream does, two at a time."""
+
+    def __init__(self) -> None:
+        self.place = 0
+
+    def __iter__(self) -> Any:
+        for _ in range(2):
+            self.place += 1
+            yield next(iter(ShuffledBatches(seed=self.place)))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+def test_every_evaluation_is_of_the_same_batches() -> None:
+    def loss_fn(model: Any, batch: Batch) -> Any:
+        total, count = lm_loss(model, batch)["lm"]
+        value = batch["input_ids"].double().mean()
+        return {"lm": (total if model.training else total * 0 + value * count, count)}
+
+    config = reference_config(max_steps=3, warmup_steps=1, eval_every=1, save_every=0)
+    validation = Walking()
+    steps = train(tiny(), ShuffledBatches(), loss_fn, config, validation=validation)
+    losses = [step.validation["loss"] for step in steps if step.validation]
+    assert losses == [losses[0]] * 3
+    # The control: the batches that would come next have another mean.
+    assert abs(evaluate(tiny(), validation, loss_fn)["loss"] - losses[0]) > 1e-3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_evaluation_that_is_not_finite_is_never_the_best_and_can_be_saved(
+    value: float, tmp_path: Path
+) -> None:
+    config = reference_config(eval_every=1, patience=2, save_every=1)
+    validation = Listed([next(iter(ShuffledBatches()))])
+    loss_fn = staged([value, 6.0, 5.0, value, 7.0])
+    model, after = TinyLM(), []
+    for _ in train(model, ShuffledBatches(), loss_fn, config, out=tmp_path, validation=validation):
+        after.append(weights(model))
+    assert len(after) == 5
+    assert largest_difference(after[-1], after[2]) == 0
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation"]["loss"] for line in log]
+    assert losses == [None, pytest.approx(6), pytest.approx(5), None, pytest.approx(7)]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from parity import DIFFERS, relative_difference
 from torch import nn
 from training_cases import ShuffledBatches, TinyConfig, TinyLM, lm_loss, reference_config
 
@@ -99,7 +100,7 @@ def test_a_scaled_rate_moves_only_the_embeddings_further() -> None:
         moved[scale] = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     for name, step in moved[1.0].items():
         factor = 3.0 if "emb" in name else 1.0
-        torch.testing.assert_close(moved[3.0][name], factor * step, rtol=1e-9, atol=1e-14, msg=name)
+        torch.testing.assert_close(moved[3.0][name], factor * step, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -135,7 +136,7 @@ def test_one_update_is_adamw_by_hand() -> None:
         second = (1 - config.beta2) * g**2 / (1 - config.beta2)
         decay = 0.3 if name.endswith("weight") and "norm" not in name and "emb" not in name else 0.0
         expected = old * (1 - 1e-2 * decay) - 1e-2 * first / (second.sqrt() + config.adam_eps)
-        torch.testing.assert_close(new, expected, rtol=1e-10, atol=1e-13, msg=name)
+        torch.testing.assert_close(new, expected, rtol=1e-10, atol=1e-12, msg=name)
 
 
 HIDDEN = {f"layers.{i}.{w}.weight" for i in range(2) for w in ("w_qkv", "w_o", "w_1", "w_2")}
@@ -179,7 +180,8 @@ def test_what_muon_leaves_is_trained_by_adamw() -> None:
     before, by_muon = moved_by("muon")
     _, by_adamw = moved_by("adamw")
     for name in before:
-        assert torch.equal(by_muon[name], by_adamw[name]) == (name not in HIDDEN), name
+        gap = relative_difference(by_muon[name], by_adamw[name])
+        assert gap > DIFFERS if name in HIDDEN else gap < 1e-12, name
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
@@ -267,14 +269,18 @@ def test_devices_that_are_not_there_are_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_learns_as_fp32_does(precision: str) -> None:
-    losses = {}
+    losses, formats = {}, {}
     for name in ("fp32", precision):
         config = reference_config(max_steps=12, precision=name, save_every=0)
         model = TinyLM(TinyConfig(dropout=0.0))
+        seen: set[torch.dtype] = set()
+        model.layers[0].w_1.register_forward_hook(lambda *call, seen=seen: seen.add(call[-1].dtype))
         losses[name] = [s.loss for s in train(model, ShuffledBatches(), lm_loss, config)]
         assert all(p.dtype == torch.float32 for p in model.parameters())
+        formats[name] = seen
     assert losses[precision] == pytest.approx(losses["fp32"], rel=2e-2)
-    assert losses[precision] != losses["fp32"]
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert formats == {"fp32": {torch.float32}, precision: {low}}
 
 
 def test_fp16_skips_what_overflows_and_lowers_its_scale() -> None:

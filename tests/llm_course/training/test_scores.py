@@ -109,3 +109,34 @@ def test_calibration_is_the_weighted_gap_between_confidence_and_share_right() ->
 def test_bad_predictions_are_refused(call: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_a_class_that_is_only_predicted_counts_in_macro_f1() -> None:
+    assert macro_f1(["a", "b"], ["a", "a"]) == pytest.approx((2 / 3 + 0) / 2)
+    assert macro_f1(["a", "a"], ["a", "b"]) == pytest.approx((2 / 3 + 0) / 2)
+    assert macro_f1(["b", "b"], ["a", "a"]) == 0.0
+    assert f1_score(["a", "a"], ["a", "b"], average="macro") == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "f1"),
+    [
+        ("cat cat", "cat cat", 1.0),  # both times
+        ("cat cat", "cat", 2 / 3),  # the second one is wrong
+        ("cat", "cat cat", 2 / 3),
+        ("cat dog", "cat cat dog", 4 / 5),
+        ("dog cat", "cat dog", 1.0),  # the order of words does not count
+    ],
+)
+def test_the_f1_of_words_counts_a_word_as_often_as_it_stands_in_both(
+    predicted: str, true: str, f1: float
+) -> None:
+    assert answer_scores([predicted], [[true]])["f1"] == pytest.approx(f1)
+
+
+def test_of_several_accepted_answers_the_best_counts_and_not_their_mean_or_order() -> None:
+    for accepted in (["red cup", "cup", "kettle"], ["kettle", "cup", "red cup"]):
+        assert answer_scores(["cup"], [accepted]) == {"exact_match": 1.0, "f1": 1.0}
+        assert answer_scores(["blue cup"], [accepted])["f1"] == pytest.approx(2 / 3)
+    # No answer is right where none is wanted, and only there.
+    assert answer_scores(["", "a", "the"], [[""], [""], ["cup"]])["f1"] == pytest.approx(2 / 3)

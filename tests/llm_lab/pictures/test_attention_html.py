@@ -239,3 +239,27 @@ def test_the_twin_for_print_draws_the_same_layer_and_heads(head: int | None, pan
     expected = weights[1][1, 0 if head is None else head]
     assert torch.equal(torch.tensor(drawn[0].get_array().data), expected)
     assert figure.axes[0].get_title() == f"layer 1, head {head or 0}"
+
+
+def data_blocks(html: str) -> list[str]:
+    """The JSON of each data script as it stands in the page; it must end where the script ends."""
+    blocks = []
+    for opening in re.finditer(r'<script type="application/json"[^>]*>', html):
+        _, end = json.JSONDecoder().raw_decode(html, opening.end())
+        assert html[end:].startswith("</script>")
+        blocks.append(html[opening.end() : end])
+    return blocks
+
+
+def test_no_sign_of_markup_stands_in_the_data_of_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A "<!--<script>" there would hide the end of the script from a browser, not from Python."""
+    blocks = data_blocks(html_of(hostile_view()))
+    assert len(blocks) == 2
+    assert not re.search("[<>&]", "".join(blocks))
+    assert json.loads(blocks[0])["queries"] == [visible(t) for t in HOSTILE]
+    monkeypatch.setattr(
+        attention_html,
+        "json_script",
+        lambda name, value: f'<script type="application/json">{json.dumps(value)}</script>',
+    )
+    assert re.search("[<>&]", "".join(data_blocks(html_of(hostile_view()))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -101,3 +102,14 @@ def test_hostile_tokens_add_no_element_no_attribute_and_no_comment(
 def test_texts_that_cannot_be_masked_are_refused(tokens: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         masking_view(tokens, VOCABULARY)
+
+
+def test_no_sign_of_markup_stands_in_the_data_of_the_view() -> None:
+    """A "<!--<script>" there would hide the end of the script from a browser, not from Python."""
+    html = masking_view(HOSTILE, HOSTILE, title=HOSTILE[1])._repr_html_()
+    begin = re.search(r'<script type="application/json"[^>]*>', html)
+    assert begin is not None
+    spec, end = json.JSONDecoder().raw_decode(html, begin.end())
+    assert html[end:].startswith("</script>")
+    assert not re.search("[<>&]", html[begin.end() : end])
+    assert set("<>&") <= set("".join(spec["tokens"]))  # the control: they were there
