@@ -107,15 +107,12 @@ def _documents(config: DataConfig, given: Tokenizer | None) -> PreparedData:
         documents = list(sources.read_documents(config.data_files, column=config.column))
     train, validation = sources.split_documents(documents, config.validation, config.seed)
     tokenizer = train_tokenizer(config, train, given)
-    rows = tokenizer.encode_documents(validation)
+    rows = [row[: config.context] for row in tokenizer.encode_documents(validation)]
     return PreparedData(
         tokenizer=tokenizer,
         train=_document_batches(config, tokenizer, train),
-        validation=Evaluation(
-            SingleDocuments(rows, tokenizer.pad_id, context=config.context, long_documents="cut"),
-            EVALUATION_ROWS,
-        ),
-        characters=sum(len(tokenizer.decode(row[: config.context])) for row in rows),
+        validation=Evaluation(SingleDocuments(rows, tokenizer.pad_id), EVALUATION_ROWS),
+        characters=sum(len(tokenizer.decode(row)) for row in rows),
     )
 
 
@@ -134,10 +131,6 @@ def _continuous(config: DataConfig, given: Tokenizer | None) -> PreparedData:
 
 
 def _document_batches(config: DataConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> Batches:
-    rows = PackedDocuments(
-        tokenizer.encode_documents(texts),
-        config.context,
-        tokenizer.pad_id,
-        long_documents="cut",
-    )
-    return Batches(rows, config.batch_size, seed=config.seed)
+    rows = [row[: config.context] for row in tokenizer.encode_documents(texts)]
+    packed = PackedDocuments(rows, config.context, tokenizer.pad_id)
+    return Batches(packed, config.batch_size, seed=config.seed)
