@@ -56,8 +56,9 @@ CHECKPOINT = "runs/bert/model"  # the default of the command line
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledData(Data):
-    """What fine-tuning needs from its data; `tokenizer` is the predictor, which is saved."""
+    """What fine-tuning needs from its data."""
 
+    tokenizer: Predictor  # it is saved beside the model, with its tokenizer
     dev: Sequence[Any]
     test: HeldOut
     encoded: dict[str, Encoded]  # of "train" and "dev": how many were cut, how many windows
@@ -70,10 +71,11 @@ class FineTuneRun(Run):
     data: LabelledData
     last_dev_scores: dict[str, float] | None = None
 
+    looks_once = True
+
     @property
     def predictor(self) -> Predictor:
-        found: Predictor = self.data.tokenizer
-        return found
+        return self.data.tokenizer
 
     def predict(self, examples: Sequence[Any]) -> list[Any]:
         """A prediction for each example, in their order."""
@@ -114,31 +116,37 @@ def prepare_finetune(
     checkpoint: str | Path,
     train_config: TrainConfig | None = None,
     out: str | Path | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> FineTuneRun:
     """Read the checkpoint, give it the head of the task, and make rows of the examples.
 
-    Args:
-        task: classify (a text), pair (two texts), tag (words) or qa (answers in a text).
-        splits: `data.examples.town_splits`, or what `read_examples` read.
-        checkpoint: a directory with a BERT and its tokenizer, or a hub id.
-        train_config: None: the preset that suits the size of the model, and its epochs.
-        settings: fields of `FineTuneConfig`: how many epochs, what is trained, how rows are made.
+    `checkpoint` is a directory with a BERT and its tokenizer, or a hub id. `options` are fields of
+    `FineTuneConfig` (how many epochs, what is trained, how rows are made), and of `TrainConfig`
+    where no `train_config` is given; what is left out suits the size of the checkpoint. The seed
+    decides the new weights, the order of the batches and dropout.
 
-    One seed, `train_config.seed`, decides the new weights, the order of the batches and dropout.
     Raises `ConfigError`, `DataError` (see `check_splits`), `WeightsError`.
     """
     labels = check_splits(task, splits)
+    if "epochs" in options and "max_steps" in options:
+        epochs, max_steps = options["epochs"], options["max_steps"]
+        raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
     directory = find_directory(checkpoint)
     preset = preset_for(directory)
-    chosen = dataclasses.replace(preset.data, **settings)
-    config = train_config or _trained(preset, chosen, {})
+    own = {each.name for each in dataclasses.fields(FineTuneConfig)} & options.keys()
+    chosen = dataclasses.replace(preset.data, **{name: options.pop(name) for name in own})
+    if train_config is not None and options:
+        raise ConfigError(f"a train_config is given, and then no {', '.join(options)}")
+    config = train_config or _training(preset.train, chosen, options)
     predictor = _predictor(task, directory, labels, chosen, config.seed)
     data = _data(predictor, splits, chosen.batch_size, config.seed)
-    if train_config is None or "epochs" in settings:
-        config = _for_epochs(config, chosen, data.train.batches_per_epoch)
+    per_epoch = data.train.batches_per_epoch
+    if train_config is None or "epochs" in own:
+        steps = options.get("max_steps", chosen.epochs * per_epoch)
+        warmup = steps // 10 if chosen.warmup_steps is None else chosen.warmup_steps
+        config = dataclasses.replace(config, max_steps=steps, warmup_steps=warmup)
     if chosen.keep_best:
-        config = _keeping_best(config, data.train.batches_per_epoch)
+        config = _keeping_best(config, per_epoch)
     return FineTuneRun(
         model=predictor.model,
         data=data,
@@ -149,24 +157,29 @@ def prepare_finetune(
     )
 
 
+def _training(preset: TrainConfig, chosen: FineTuneConfig, options: dict[str, Any]) -> TrainConfig:
+    """The preset's, with the options that were given; a frozen BERT bears a higher rate."""
+    lr = chosen.frozen_lr if chosen.train_blocks == 0 else preset.lr
+    return dataclasses.replace(preset, **{"lr": lr, "warmup_steps": 0, **options})
+
+
+def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
+    """An evaluation after each epoch, and so much patience that training never ends early."""
+    every = config.eval_every or min(per_epoch, config.max_steps)
+    patience = config.patience or config.max_steps // every + 1
+    return dataclasses.replace(config, eval_every=every, patience=patience)
+
+
 def preset_for(checkpoint: str | Path) -> Preset[None, FineTuneConfig]:
     """The preset that suits the size and the positions of a checkpoint, from its config.json."""
     directory = find_directory(checkpoint)
     check_holds(directory, BERT)
-    config = TASKS["qa"].form.config_from_file(_raw(directory, None))
+    config = BERT.config_from_file(read_json(directory / "config.json"))
     layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
     size = config.vocab_size * config.d_model + config.n_layers * layer
     preset = find_preset("finetune", "small" if size <= SMALL else "published")
     context = min(preset.data.context, config.n_positions)
     return dataclasses.replace(preset, data=dataclasses.replace(preset.data, context=context))
-
-
-def _raw(directory: Path, dropout: float | None) -> dict[str, Any]:
-    """config.json without the names of an earlier task's classes."""
-    raw = {k: v for k, v in read_json(directory / "config.json").items() if k != "id2label"}
-    if dropout is not None:
-        raw |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return raw
 
 
 def _predictor(
@@ -175,10 +188,10 @@ def _predictor(
     """The checkpoint with a new head, and with as many blocks to train as were chosen."""
     form, dropout = TASKS[task].form, chosen.dropout
     torch.manual_seed(seed)
+    model = form.from_pretrained(directory, heads="new", dtype=torch.float32, dropout=dropout)
     if chosen.from_scratch:
-        model = form(form.config_from_file(_raw(directory, dropout)))
-    else:
-        model = form.from_pretrained(directory, heads="new", dtype=torch.float32, dropout=dropout)
+        torch.manual_seed(seed)
+        model = form(model.config)
     new_head(model, labels)
     blocks = len(model.blocks()) if chosen.train_blocks is None else chosen.train_blocks
     train_last_blocks(model, blocks)
@@ -202,7 +215,7 @@ def _data(predictor: Predictor, splits: Splits, batch_size: int, seed: int) -> L
     """Batches of the rows that teach something: of a sentence no word of which fits none does."""
     parts = {"train": splits.train, "dev": splits.dev}
     encoded = {name: predictor.encode(part, labelled=True) for name, part in parts.items()}
-    rows = {name: [row for row in each.rows if _teaches(row)] for name, each in encoded.items()}
+    rows = {name: list(filter(_teaches, each.rows)) for name, each in encoded.items()}
     if not all(rows.values()):
         raise DataError("no example has a word that fits into a row: raise context")
     context, pad_id = predictor.settings.context, predictor.pad_id
@@ -228,28 +241,6 @@ def _teaches(row: Any) -> bool:
     return not isinstance(row.label, list) or any(label != IGNORE for label in row.label)
 
 
-def _trained(
-    preset: Preset[None, FineTuneConfig], chosen: FineTuneConfig, given: dict[str, Any]
-) -> TrainConfig:
-    """The preset's training with the options that were given; a frozen BERT bears a higher rate."""
-    lr = chosen.frozen_lr if chosen.train_blocks == 0 else preset.train.lr
-    return dataclasses.replace(preset.train, **{"lr": lr, **given})
-
-
-def _for_epochs(config: TrainConfig, chosen: FineTuneConfig, per_epoch: int) -> TrainConfig:
-    """The settings with the number of updates that the epochs make; a tenth of them warms up."""
-    steps = chosen.epochs * per_epoch
-    warmup = steps // 10 if chosen.warmup_steps is None else chosen.warmup_steps
-    return dataclasses.replace(config, max_steps=steps, warmup_steps=warmup)
-
-
-def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
-    """An evaluation after each epoch, and so much patience that training never ends early."""
-    every = config.eval_every or min(per_epoch, config.max_steps)
-    patience = config.patience or config.max_steps // every + 1
-    return dataclasses.replace(config, eval_every=every, patience=patience)
-
-
 # The command
 
 
@@ -262,21 +253,14 @@ def finetune_command(
     options: dict[str, Any],
     **data: Any,
 ) -> None:
-    """What the command line does: read, train with a progress bar, score, write the summary.
-
-    `data` says where the examples are from (see `read_splits`), `options` are the settings that
-    were given.
-    """
+    """What the command line does: read `data`, train by the `options` that were given, score."""
     say: Say = partial(print, file=sys.stderr)
     directory = Path(out)
     _check_options(checkpoint, options)
     check_out(directory, resume, options.get("tensorboard", False))
-    config, settings = _chosen(checkpoint, options)
-    splits, said = read_splits(task, seed=config.seed, **data)
+    splits, said = read_splits(task, seed=options.get("seed", 0), **data)
     say(f"data: {said}")
-    run = prepare_finetune(
-        task, splits, checkpoint=checkpoint, train_config=config, out=directory, **settings
-    )
+    run = prepare_finetune(task, splits, checkpoint=checkpoint, out=directory, **options)
     _describe(run, say)
     carry_out(run, directory, resume=resume, say=say)
     asked = " ".join(f'--{name} "..."' for name in run.predictor.task.asks)
@@ -285,9 +269,6 @@ def finetune_command(
 
 def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
     """What can be refused before any work."""
-    if "epochs" in options and "max_steps" in options:
-        epochs, max_steps = options["epochs"], options["max_steps"]
-        raise ConfigError(f"give epochs or max_steps, not both: {epochs} and {max_steps}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("finetune runs in one process: start it without torchrun")
     device = choose_device(options.get("device", "auto"))
@@ -297,19 +278,6 @@ def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
             f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
             "`llm-course pretrain bert`"
         )
-
-
-def _chosen(checkpoint: str, options: dict[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
-    """The preset's training, and its other settings, with the options that were given."""
-    preset = preset_for(checkpoint)
-    names = {each.name for each in dataclasses.fields(FineTuneConfig)}
-    settings = {name: value for name, value in options.items() if name in names}
-    training = {name: value for name, value in options.items() if name not in names}
-    if steps := options.get("max_steps"):
-        training["warmup_steps"] = settings.pop("warmup_steps", steps // 10)
-    else:
-        settings.setdefault("epochs", preset.data.epochs)
-    return _trained(preset, dataclasses.replace(preset.data, **settings), training), settings
 
 
 def read_splits(
@@ -325,8 +293,7 @@ def read_splits(
 ) -> tuple[Splits, str]:
     """The examples of files, or of Town where none is named; and a sentence on where they are from.
 
-    Without development files a part of the training examples is split off. `columns` are
-    text_column, pair_column and label_column.
+    `columns` are text_column, pair_column and label_column.
     """
     if not 0 < dev_share < 1:
         raise ConfigError(f"dev_share must be between 0 and 1, got {dev_share}")

@@ -71,55 +71,16 @@ def prepare_gpt(
 
 
 def _data(config: DataConfig) -> Data:
-    """Batches of whole documents, or of one continuous text: that of plain text files."""
-    continuous = config.data == "files" and is_plain_text(config.data_files)
+    """Batches of one continuous text, that of plain text files, or of whole documents."""
     check_vocab_size(config.tokenizer, config.vocab_size)
-    if not continuous and not {"<bos>", "<eos>"} <= set(SPECIAL_TOKENS[config.tokenizer]):
+    if config.data == "files" and is_plain_text(config.data_files):
+        return _continuous(config)
+    if not {"<bos>", "<eos>"} <= set(SPECIAL_TOKENS[config.tokenizer]):
         raise ConfigError(
             f"documents need a tokenizer with a bos and an eos token: bpe, word or char, "
             f"got {config.tokenizer!r}"
         )
-    if config.data == "town":
-        return _town(config)
-    return _continuous(config) if continuous else _documents(config)
-
-
-def _town(config: DataConfig) -> Data:
-    texts = [d.text for d in generate_documents(config.documents, config.seed, "train")]
-    tokenizer = _tokenizer(config, texts[:TOKENIZER_DOCUMENTS])
-    held_out = list(generate_documents(TOWN_VALIDATION, 0, "validation"))
-    rows = tokenizer.encode_documents([d.text for d in held_out])
-    # The floor is that of whole documents, no longer than the context.
-    kept = [i for i, row in enumerate(rows) if len(row) <= config.context]
-    if not kept:
-        raise ConfigError(
-            f"context must hold a whole story for floor_ratio, at least {min(map(len, rows))} "
-            f"tokens with this tokenizer, got {config.context}"
-        )
-    return Data(
-        tokenizer=tokenizer,
-        train=_packed(config, tokenizer, texts),
-        validation=Evaluation(
-            SingleDocuments([rows[i] for i in kept], tokenizer.pad_id), EVALUATION_ROWS
-        ),
-        characters=sum(len(held_out[i].text) for i in kept),
-        floor=sum(-held_out[i].log_prob for i in kept),
-    )
-
-
-def _documents(config: DataConfig) -> Data:
-    texts, held_out = read_texts(config)
-    tokenizer = _tokenizer(config, texts)
-    rows = tokenizer.encode_documents(held_out)
-    return Data(
-        tokenizer=tokenizer,
-        train=_packed(config, tokenizer, texts),
-        validation=Evaluation(
-            SingleDocuments(rows, tokenizer.pad_id, context=config.context, long_documents="cut"),
-            EVALUATION_ROWS,
-        ),
-        characters=sum(len(tokenizer.decode(row[: config.context])) for row in rows),
-    )
+    return _stories(config) if config.data == "town" else _documents(config)
 
 
 def _continuous(config: DataConfig) -> Data:
@@ -136,14 +97,49 @@ def _continuous(config: DataConfig) -> Data:
     )
 
 
+def _documents(config: DataConfig) -> Data:
+    """Those of tables and of the hub, cut where they are longer than the context."""
+    texts, held_out = read_texts(config)
+    tokenizer = _tokenizer(config, texts)
+    rows = [row[: config.context] for row in tokenizer.encode_documents(held_out)]
+    return Data(
+        tokenizer=tokenizer,
+        train=_packed(config, tokenizer, texts),
+        validation=Evaluation(SingleDocuments(rows, tokenizer.pad_id), EVALUATION_ROWS),
+        characters=sum(len(tokenizer.decode(row)) for row in rows),
+    )
+
+
+def _stories(config: DataConfig) -> Data:
+    """Those of Town. Their floor is that of whole stories: longer ones do not validate."""
+    texts = [d.text for d in generate_documents(config.documents, config.seed, "train")]
+    tokenizer = _tokenizer(config, texts[:TOKENIZER_DOCUMENTS])
+    held_out = list(generate_documents(TOWN_VALIDATION, 0, "validation"))
+    rows = tokenizer.encode_documents([d.text for d in held_out])
+    kept = {i: row for i, row in enumerate(rows) if len(row) <= config.context}
+    if not kept:
+        raise ConfigError(
+            f"context must hold a whole story for floor_ratio, at least {min(map(len, rows))} "
+            f"tokens with this tokenizer, got {config.context}"
+        )
+    singles = SingleDocuments(list(kept.values()), tokenizer.pad_id)
+    return Data(
+        tokenizer=tokenizer,
+        train=_packed(config, tokenizer, texts),
+        validation=Evaluation(singles, EVALUATION_ROWS),
+        characters=sum(len(held_out[i].text) for i in kept),
+        floor=sum(-held_out[i].log_prob for i in kept),
+    )
+
+
 def _tokenizer(config: DataConfig, texts: Sequence[str]) -> Tokenizer:
     return Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
 
 
 def _packed(config: DataConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> Batches:
-    ids = tokenizer.encode_documents(texts)
-    rows = PackedDocuments(ids, config.context, tokenizer.pad_id, long_documents="cut")
-    return Batches(rows, config.batch_size, seed=config.seed)
+    rows = [row[: config.context] for row in tokenizer.encode_documents(texts)]
+    packed = PackedDocuments(rows, config.context, tokenizer.pad_id)
+    return Batches(packed, config.batch_size, seed=config.seed)
 
 
 def pretrain_gpt_command(*, preset: str, options: dict[str, Any], **run: Any) -> None:

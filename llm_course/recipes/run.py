@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -41,11 +41,6 @@ class Data:
     floor: float | None = None  # nats: no model is better on the validation data
 
 
-def no_scores(model: Any, data: Any) -> dict[str, Any]:
-    """Of a model that is judged by its loss alone."""
-    return {}
-
-
 @dataclass(kw_only=True)
 class Run:
     """A model, its data, its loss and its settings: everything that is trained and scored."""
@@ -56,7 +51,9 @@ class Run:
     train_config: TrainConfig
     out: Path | None
     settings: dict[str, Any]  # what a resumed run must share, and the start of the weights
-    scores: Callable[..., dict[str, Any]] = no_scores  # of (model, data), beside the loss
+    scores: Callable[..., dict[str, Any]] = lambda model, data: {}  # beside the loss
+
+    looks_once: ClassVar[bool] = False  # whether a second summary would be a second look at a test
 
     def steps(self, *, resume: bool = False) -> Iterator[Step]:
         """Train; yields after every update."""
@@ -171,17 +168,16 @@ def pretrain_command(
 
 
 def carry_out(run: Run, directory: Path, *, resume: bool, say: Say) -> None:
-    """Train, and print the summary; one that is there already where nothing was left to train."""
+    """Train with a progress bar, score, and print the summary."""
     try:
-        last_step = show_steps(run, resume=resume, say=say)
+        trained = show_steps(run, resume=resume, say=say)
     except (KeyboardInterrupt, SystemExit):
         if saved := list_checkpoints(directory / "checkpoints"):
             say(f"saved {saved[0]}: the same command with --resume goes on from there")
         raise
     path = directory / "summary.json"
-    if last_step or parallel.world_size() > 1 or not path.is_file():
-        last = _last_line(directory)
-        seconds, tokens = last.get("seconds", math.nan), last.get("tokens", math.nan)
+    if trained or not run.looks_once or not path.is_file():
+        seconds, tokens = _logged(directory)
         summary = run.summary(seconds, tokens / seconds)
         if parallel.rank() == 0:
             write_summary(directory, **summary)
@@ -189,10 +185,10 @@ def carry_out(run: Run, directory: Path, *, resume: bool, say: Say) -> None:
         print(json.dumps(read_json(path), indent=2))
 
 
-def show_steps(run: Run, *, resume: bool, say: Say) -> int:
+def show_steps(run: Run, *, resume: bool, say: Say) -> bool:
     """Train with a progress bar; evaluations and an early stop get a line of their own.
 
-    Returns the last step; 0 where nothing was left to train.
+    Returns whether anything was left to train.
     """
     from tqdm import tqdm
 
@@ -213,15 +209,15 @@ def show_steps(run: Run, *, resume: bool, say: Say) -> int:
         say("nothing is left to train: this run had its last update before")
     elif last < total:
         say(f"stopped early after step {last}: the model has the weights of its best evaluation")
-    return last
+    return last > 0
 
 
-def _last_line(directory: Path) -> dict[str, Any]:
-    """Of the log, which also has the updates before an interruption."""
+def _logged(directory: Path) -> tuple[float, float]:
+    """Seconds and tokens of all updates, also of those before an interruption."""
     log = directory / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return last
+    last = json.loads(lines[-1]) if lines else {}
+    return last.get("seconds", math.nan), last.get("tokens", math.nan)
 
 
 def printable(text: str) -> str:
