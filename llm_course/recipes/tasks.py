@@ -12,12 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_course.batches.labelled import (
-    Row,
-    Window,
-    best_place,
-    question_windows,
-)
+from llm_course.batches.labelled import Row, Window, best_place, question_windows
 from llm_course.data.examples import QuestionExample, TaggedExample, TextExample
 from llm_course.losses.chunked import IGNORE
 from llm_course.losses.classes import answer_loss_fn, classification_loss_fn
