@@ -144,13 +144,6 @@ def test_a_summary_has_the_same_keys_in_every_recipe_and_names_the_start() -> No
     assert all(json.dumps(summary) for summary in found)
 
 
-def test_the_summary_of_a_translator_is_without_smoothing() -> None:
-    plain, smooth = translator(), translator(smoothing=0.3)
-    assert plain.summary(1.0, 1.0)["val_loss"] == smooth.summary(1.0, 1.0)["val_loss"]
-    trained_on = [next(run.steps()).loss for run in (plain, smooth)]
-    assert abs(trained_on[0] - trained_on[1]) > 1e-3  # the control: in training it counts
-
-
 def test_options_of_training_go_to_fine_tuning_or_a_config_does(tmp_path: Path) -> None:
     from llm_course.data.examples import town_splits
     from llm_course.recipes.finetune import prepare_finetune
