@@ -50,7 +50,8 @@ from llm_course import (
     TransformerConfig,
     train,
 )
-from llm_course.batches.batching import DocumentBatches
+from llm_course.batches.documents import PackedDocuments
+from llm_course.batches.sampler import Batches
 from llm_course.losses.causal import causal_loss_fn
 from llm_course.models.layers import MultiHeadAttention, attention
 from llm_course.models.transformer import sinusoids
@@ -769,7 +770,7 @@ def new_gpt(seed: int) -> GPT:
 torch.set_grad_enabled(True)
 SEED = 0
 model, untrained = new_gpt(SEED), new_gpt(SEED).eval()
-batches = DocumentBatches(rows, LENGTH, 8, seed=SEED, separate=False)
+batches = Batches(PackedDocuments(rows, LENGTH, separate=False), 8, seed=SEED)
 settings = TrainConfig(
     max_steps=STEPS,
     lr=8e-3,

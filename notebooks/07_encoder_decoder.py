@@ -47,7 +47,7 @@ from llm_course import (
     generate,
     train,
 )
-from llm_course.batches.batching import shift_right
+from llm_course.batches.pairs import shift_right
 from llm_course.losses.seq2seq import seq2seq_loss, seq2seq_loss_fn
 from llm_course.models.layers import MultiHeadAttention
 from llm_course.models.transformer import (

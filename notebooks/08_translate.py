@@ -30,6 +30,7 @@
 import math
 from collections import Counter
 from functools import partial
+from itertools import islice
 
 import matplotlib.pyplot as plt
 import torch
@@ -42,7 +43,8 @@ from llm_course import (
     TransformerConfig,
     train,
 )
-from llm_course.batches.pairs import PairBatches, PairEvaluation
+from llm_course.batches.pairs import Pairs
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.errors import DataError
 from llm_course.losses.seq2seq import seq2seq_loss_fn
 from llm_course.recipes.translate import (
@@ -157,19 +159,21 @@ print([tokenizer.token(i) for i in sources[1]])
 print([tokenizer.token(i) for i in targets[1]])
 
 special = {"pad_id": tokenizer.pad_id, "start_id": tokenizer.bos_id}
+pair_rows = Pairs(sources, targets, **special)
 for pool in (1, 4, 50):
-    batches = PairBatches(
-        sources, targets, batch_size=16, pool=pool, seed=0, **special
-    )
-    batch = next(iter(batches))
-    lengths = (batch["labels"] != -100).sum(dim=1)
+    batches = Batches(pair_rows, batch_size=16, pool=pool, seed=0)
+    held, places = 0, 0
+    for batch in islice(batches, batches.batches_per_epoch):
+        counted = batch["labels"] != -100
+        held += int(batch["attention_mask"].sum() + counted.sum())
+        places += batch["attention_mask"].numel() + counted.numel()
+    first = next(iter(Batches(pair_rows, batch_size=16, pool=pool, seed=0)))
+    lengths = (first["labels"] != -100).sum(dim=1)
     print(
-        f"{pool:>2} batches sorted together: {batches.fill:.0%} of the places hold tokens, "
+        f"{pool:>2} batches sorted together: {held / places:.0%} of the places hold tokens, "
         f"answers of {lengths.min()} to {lengths.max()} tokens in the first"
     )
-batches = PairBatches(
-    sources, targets, batch_size=16, pool=4, seed=0, **special
-)
+batches = Batches(pair_rows, batch_size=16, pool=4, seed=0)
 
 # %% [markdown]
 # A batch is a rectangle, so short rows are filled up with padding, and padding is wasted work. It
@@ -182,7 +186,8 @@ batches = PairBatches(
 # What does a batch hold?
 
 # %%
-batch = next(iter(PairEvaluation(sources[:2], targets[:2], 2, **special)))
+two = Pairs(sources[:2], targets[:2], **special)
+batch = next(iter(Evaluation(two, 2)))
 for name, tensor in batch.items():
     print(f"{name:>17}: {list(tensor.shape)}")
 row = {name: tensor[0].tolist() for name, tensor in batch.items()}
@@ -401,7 +406,7 @@ assert all(len(mistakes) > 0 for mistakes in wrong.values())
 def nats(pairs, texts) -> float:
     """How improbable the model finds these translations, nats a sentence."""
     answers = [(source, text) for (source, _), text in zip(pairs, texts)]
-    rows = PairEvaluation(*encode_pairs(tokenizer, answers), 100, **special)
+    rows = Evaluation(Pairs(*encode_pairs(tokenizer, answers), **special), 100)
     total, _ = loss_sums(model, rows, seq2seq_loss_fn)["lm"]
     return total / len(texts)
 
@@ -468,7 +473,7 @@ def relation_of(example, n_targets: int, n_sources: int) -> torch.Tensor:
 
 
 # %% [markdown]
-# Now 60 sentences of the first set, in one batch. `PairEvaluation` sorts its pairs by length, and
+# Now 60 sentences of the first set, in one batch. `Evaluation` sorts its rows by length, and
 # `order` says which pair each row is.
 
 # %%
@@ -481,7 +486,7 @@ linked = [
 rows = encode_pairs(
     tokenizer, [(translation.cut_names(e.english), e.chinese) for e in linked]
 )
-evaluation = PairEvaluation(*rows, len(linked), **special)
+evaluation = Evaluation(Pairs(*rows, **special), len(linked))
 batch = next(iter(evaluation))
 inputs = {k: v for k, v in batch.items() if k != "labels"}
 maps = attention_maps(model, part="cross", **inputs)

@@ -42,17 +42,9 @@ import torch
 import torch.nn.functional as F
 
 from llm_course import BERT, BERTConfig, Tokenizer, TrainConfig, train
-from llm_course.batches.sentence_pairs import (
-    PairMaker,
-    SentencePairBatches,
-    SentencePairEvaluation,
-)
-from llm_course.losses.masked import (
-    bert_loss_fn,
-    mask_tokens,
-    mlm_loss,
-    nsp_loss,
-)
+from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
+from llm_course.losses.masked import bert_loss_fn, mlm_loss, nsp_loss
 from llm_course.recipes.pretrain_bert import encoded, masking_of
 from llm_lab.checks import ch09
 from llm_lab.pictures.masking import masking_view
@@ -268,7 +260,7 @@ assert honest_test[200][0] < baseline - 0.5
 # receives. The cell prints the position, the segment and the id of each token of one row, and checks the
 # sum on it. Without the segment vector the sum must be wrong.
 #
-# To keep the rows short we use the first four sentences of each story. `PairMaker` makes a pair of them. It
+# To keep the rows short we use the first four sentences of each story. `SentencePairs` makes a pair of them. It
 # divides them at a random place between two sentences: A is the part before, B the part after. With
 # probability one half, B is replaced by the second part of another story. The label says which it is: 0 if
 # B follows A, 1 if B is from another story.
@@ -285,7 +277,7 @@ def sentences_of(documents: list) -> list:
 
 
 ids_of_stories = sentences_of(stories)
-maker = PairMaker(ids_of_stories, CONTEXT, True, V)
+maker = SentencePairs(ids_of_stories, CONTEXT, masking)
 pairs = maker.pairs(np.random.default_rng(0))
 print(f"{'label':>5}  {'stories':>12}  A ... | B ...")
 for pair in pairs[:6]:
@@ -376,16 +368,16 @@ masking_view(example, vocabulary, seed=4, title="Mask it again")
 # this is the function behind it:
 
 # %%
-source = inspect.getsource(inspect.unwrap(mask_tokens))
+source = inspect.getsource(inspect.unwrap(masking.apply))
 print(source[: source.index('"""')].rstrip())
 print("    ...")
-print(source[source.index("    ordinary =") :])
+print(source[source.index("        is_special =") :])
 
 # %% [markdown]
 # Three random tensors do the work. `draw` decides which tokens are chosen, `how` what a
 # chosen token becomes: below 0.8 `[MASK]`, from there to 0.9 a random token, above it nothing changes. The
-# third holds a random token for each position, for the case that it is needed. `IGNORE` is −100, and
-# `continues` is explained below, under *Whole words*.
+# third, `which`, chooses a random token for each position, for the case that it is needed. `IGNORE` is
+# −100, and `continues` is explained below, under *Whole words*.
 #
 # Is the rule kept? A share that is counted over {math}`n` independent draws of probability {math}`p` has the
 # standard deviation {math}`\sqrt{p(1-p)/n}`. We mask a million random tokens and demand that each share lies within four
@@ -466,7 +458,7 @@ assert deviations(int(per_row.sum()), ordinary_tokens, 0.15) < 4
 # The row above contains *me ##ch ##an ##ic*. When only *##ch* is hidden, the rest of the word gives it
 # away, and the model need not understand the sentence. With **whole-word masking** all tokens of a
 # word are chosen together, or none. The authors of BERT added it later as an option. In this package,
-# one tells `mask_tokens` which tokens continue a word (`continues`). Only the choice is made for whole words. The
+# one tells the masking which tokens continue a word (`continues`). Only the choice is made for whole words. The
 # draw of 80/10/10 is still made for each token, so a part of a chosen word can stay in view.
 #
 # How often does it matter? We look at every border between two tokens of one word. Let us say that a
@@ -807,7 +799,7 @@ print(f"undecided: {undecided / n:.3f} nats, log 2 = {math.log(2):.3f}")
 # We train a small BERT on NSP alone, with the right loss and with the broken one. The accuracy is
 # measured on pairs of held-out stories, one pair a row.
 #
-# For the training, `SentencePairBatches` puts two or more short pairs side by side into one row where they fit, so that
+# For the training, `SentencePairs` puts two or more short pairs side by side into one row where they fit, so that
 # less of the row is padding. The pairs do not disturb each other: the attention mask lets each token
 # see its own pair only, and the positions begin at 0 in each pair. `next_sentence_label` has a place for
 # each token: the label of a pair stands at its `[CLS]`, and −100 everywhere else.
@@ -815,9 +807,8 @@ print(f"undecided: {undecided / n:.3f} nats, log 2 = {math.log(2):.3f}")
 
 # %%
 no_masks = replace(masking, chosen=0.0)
-evaluation = SentencePairEvaluation(
-    sentences_of(others), CONTEXT, len(others), no_masks, seed=1
-)
+held_out_pairs = SentencePairs(sentences_of(others), CONTEXT, no_masks)
+evaluation = Evaluation(FixedPairs(held_out_pairs, seed=1), len(others))
 pair_test = next(iter(evaluation))
 
 
@@ -844,7 +835,7 @@ def ignoring_nsp(model, batch):
 
 def train_nsp(loss_fn, steps: int = 140):
     model = small_bert()
-    batches = SentencePairBatches(ids_of_stories, CONTEXT, 12, no_masks)
+    batches = Batches(SentencePairs(ids_of_stories, CONTEXT, no_masks), 12)
     settings = TrainConfig(
         max_steps=steps, lr=2e-3, warmup_steps=20, device="cpu"
     )
@@ -897,9 +888,7 @@ by_counting = [
     (sum(i in ends for i in pair.first + pair.second) != N_SENTENCES)
     == bool(pair.label)
     for seed in range(5)
-    for pair in PairMaker(sentences_of(others), CONTEXT, True, V).pairs(
-        np.random.default_rng(seed)
-    )
+    for pair in held_out_pairs.pairs(np.random.default_rng(seed))
 ]
 share = sum(by_counting) / len(by_counting)
 print(f"counting the ends of sentences: right {share:.2f}")
@@ -961,7 +950,7 @@ assert not both_classes_teach(ignoring)
 # %% tags=["covers-F9"]
 torch.manual_seed(0)
 model = small_bert().double()
-batch = next(iter(SentencePairBatches(ids_of_stories, CONTEXT, 4, masking)))
+batch = next(iter(Batches(maker, 4)))
 terms = bert_loss_fn(model, batch)
 
 names = ("input_ids", "token_type_ids", "attention_mask", "position_ids")

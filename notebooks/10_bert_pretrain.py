@@ -20,6 +20,7 @@ import math
 import random
 import tempfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,10 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import BERT, BERTConfig, Tokenizer, train
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.batches.sentence_pairs import (
+    FixedPairs,
     Pair,
-    SentencePairBatches,
-    SentencePairEvaluation,
+    SentencePairs,
     pair_batch,
 )
 from llm_course.losses.masked import INPUTS, bert_loss_fn, mlm_loss
@@ -673,11 +675,13 @@ def ids_of(documents) -> list:
 
 train_ids, held_out_ids = ids_of(stories), ids_of(held_out)
 for packed in (False, True):
-    rows = SentencePairBatches(
-        train_ids, CONTEXT, 8, masking, seed=0, packed=packed
+    rows = Batches(
+        SentencePairs(train_ids, CONTEXT, masking, packed=packed), 8
     )
+    one_pass = islice(rows, rows.batches_per_epoch)
+    held = torch.cat([b["input_ids"] != PAD for b in one_pass]).float().mean()
     name = "packed" if packed else "a story a row"
-    print(f"{name:>14}: {rows.rows:5d} rows, {rows.fill:.0%} of them tokens")
+    print(f"{name:>14}: {rows.n_rows:5d} rows, {held:.0%} of them tokens")
 
 # %% [markdown]
 # The same stories in about half of the rows. But two stories in one row must not know of each other. Three things change. The **mask** gets a second dimension: which
@@ -703,7 +707,7 @@ pairs = [
     pair_of("He slept.", "The sun was warm.", 1),
 ]
 WIDTH = 26
-two = pair_batch([pairs], WIDTH, silent, "one row")
+two = pair_batch([pairs], WIDTH, silent)
 tokens = [tokenizer.token(i) for i in two["input_ids"][0].tolist()]
 figure, axes = plt.subplots(figsize=(5.2, 4.8))
 axes.imshow(two["attention_mask"][0], cmap="Blues", vmax=1.3)
@@ -727,7 +731,7 @@ print("NSP label", {i: y for i, y in enumerate(labels) if y != -100})
 # change, the place of the label, does not touch the logits.)
 
 # %%
-alone = [pair_batch([[p]], len(p.ids(silent)), silent, "alone") for p in pairs]
+alone = [pair_batch([[p]], len(p.ids(silent)), silent) for p in pairs]
 
 
 def inputs_of(batch: dict) -> dict:
@@ -771,8 +775,9 @@ config = dataclasses.replace(
 )
 torch.manual_seed(0)
 model = BERT(config)
-batches = SentencePairBatches(
-    train_ids, CONTEXT, BERT_PRESETS["cpu"].data.batch_size, masking, seed=0
+batches = Batches(
+    SentencePairs(train_ids, CONTEXT, masking),
+    BERT_PRESETS["cpu"].data.batch_size,
 )
 batch = next(iter(batches))
 
@@ -853,7 +858,8 @@ settings = dataclasses.replace(
 )
 history = list(train(model, batches, bert_loss_fn, settings))
 model.eval()
-evaluation = SentencePairEvaluation(held_out_ids, CONTEXT, 50, masking)
+held_out_rows = SentencePairs(held_out_ids, CONTEXT, masking)
+evaluation = Evaluation(FixedPairs(held_out_rows), 50)
 sums = loss_sums(model, evaluation, bert_loss_fn)
 losses = {name: nats / count for name, (nats, count) in sums.items()}
 scores = accuracies(model, evaluation)
@@ -1044,7 +1050,7 @@ def answers(model: BERT, questions: list[Question]) -> torch.Tensor:
     for begin in range(0, len(questions), 32):
         some = questions[begin : begin + 32]
         width = max(len(q.pair.ids(silent)) for q in some)
-        batch = pair_batch([[q.pair] for q in some], width, silent, "")
+        batch = pair_batch([[q.pair] for q in some], width, silent)
         rows = torch.arange(len(some))
         places = torch.tensor([q.in_row for q in some])
         batch["input_ids"][rows, places] = MASK
@@ -1195,7 +1201,7 @@ def pairs_right(model: BERT, tokenizer, parts) -> list[bool]:
     for begin in range(0, len(rows), 50):
         some = rows[begin : begin + 50]
         width = max(len(row.ids(silent)) for row in some)
-        batch = pair_batch([[row] for row in some], width, silent, "")
+        batch = pair_batch([[row] for row in some], width, silent)
         with torch.no_grad():
             hidden = model.hidden(**inputs_of(batch))
             found = model.nsp_head(model.pooler(hidden)).argmax(dim=-1)
@@ -1224,7 +1230,7 @@ assert 0.4 < accuracy < 0.65 < sum(rule) / len(rule)
 
 # %%
 def drawn_parts(documents: list, seed: int) -> list:
-    """(sentences of A, of B, label), divided as PairMaker does it."""
+    """(sentences of A, of B, label), divided as SentencePairs does it."""
     rng, found = random.Random(seed), []
     for number, document in enumerate(documents):
         middle, label = rng.randrange(1, len(document)), rng.randrange(2)
@@ -1283,8 +1289,7 @@ assert 0.4 < on_halves < 0.6
 # What does the mask of packed rows do for the trained model? We let it read packed rows of held-out stories twice: with the block-diagonal mask, and with a mask in which each token sees all of its row.
 
 # %%
-packed_rows = SentencePairBatches(held_out_ids, CONTEXT, 100, masking, seed=1)
-batch = next(iter(packed_rows))
+batch = next(iter(Batches(held_out_rows, 100, seed=1)))
 everybody = torch.ones_like(batch["attention_mask"])
 mixed = {}
 for name, change in (
@@ -1518,7 +1523,7 @@ def pronoun_batch(documents, tokenizer):
     """Rows of stories, and which pieces name the person of each pronoun."""
     found = [story_pair(document, tokenizer) for document in documents]
     width = max(len(pair.ids(silent)) for pair, _ in found)
-    batch = pair_batch([[pair] for pair, _ in found], width, silent, "")
+    batch = pair_batch([[pair] for pair, _ in found], width, silent)
     relation = torch.zeros(len(found), width, width, dtype=torch.bool)
     for row, (pair, offsets) in enumerate(found):
         in_row = [i + (1 if i < len(pair.first) else 2) for i in range(width)]
@@ -1544,7 +1549,7 @@ def name_batch(documents, tokenizer):
     """The same for names: one mention is hidden, the others are right."""
     pairs = [story_pair(document, tokenizer)[0] for document in documents]
     width = max(len(pair.ids(silent)) for pair in pairs)
-    batch = pair_batch([[pair] for pair in pairs], width, silent, "")
+    batch = pair_batch([[pair] for pair in pairs], width, silent)
     relation = torch.zeros(len(pairs), width, width, dtype=torch.bool)
     for row, ids in enumerate(batch["input_ids"].tolist()):
         for piece, number in Counter(ids).items():

@@ -22,7 +22,7 @@
 #
 # **Needs** [chapter 10](10_bert_pretrain.ipynb). **Runs** in 90 seconds on one core.
 # **Source** {cite:p}`devlin2019`; `llm_course/recipes/finetune.py`, `llm_course/models/heads.py`,
-# `llm_course/batches/labelled.py`.
+# `llm_course/losses/classes.py`.
 #
 # B4, B5 and B6 are ids of steps in the article that this course follows. The
 # [source map](../book/source_map.md) lists them.
@@ -42,13 +42,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from llm_course import BERTConfig
-from llm_course.batches.labelled import (
-    answer_loss_fn,
-    classification_loss_fn,
-)
 from llm_course.configs import BERTLabelConfig
 from llm_course.data.examples import HeldOut, town_examples, town_splits
 from llm_course.errors import HeldOutError
+from llm_course.losses.classes import answer_loss_fn, classification_loss_fn
 from llm_course.models.heads import (
     BERTForQuestionAnswering,
     BERTForSequenceClassification,

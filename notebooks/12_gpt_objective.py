@@ -42,7 +42,7 @@ import torch
 from matplotlib.colors import LogNorm
 
 from llm_course import GPT, GPTConfig
-from llm_course.losses.causal import causal_lm_loss
+from llm_course.losses.causal import causal_lm_loss, cross_entropy_sum
 from llm_lab.checks import ch12
 from llm_lab.pictures.measured import measured
 from llm_town import generate_documents
@@ -299,10 +299,11 @@ def plain_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 # %% [markdown]
-# And the function of the package, which the labs train with:
+# And the function of the package, which the labs train with, and the one that does its sum:
 
 # %%
 print(inspect.getsource(inspect.unwrap(causal_lm_loss)))
+print(inspect.getsource(inspect.unwrap(cross_entropy_sum)))
 
 # %% [markdown]
 # Two words of its docstring are new. A **micro-batch** is a part of a batch, computed by itself

@@ -33,7 +33,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from llm_course import GPT, GPTConfig, Tokenizer, TrainConfig, train
-from llm_course.batches.batching import DocumentBatches, PaddedBatches
+from llm_course.batches.documents import PackedDocuments, SingleDocuments
+from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.losses.causal import causal_lm_loss, causal_loss_fn
 from llm_course.recipes.sample import sample_texts
 from llm_course.training.evaluate import evaluate, loss_sums
@@ -181,7 +182,7 @@ config = GPTConfig(
     dropout=0.0,
 )
 model = GPT(config)
-validation = PaddedBatches(held_out_rows, 32, pad_id=tokenizer.pad_id)
+validation = Evaluation(SingleDocuments(held_out_rows, tokenizer.pad_id), 32)
 start = evaluate(model, validation, causal_loss_fn)["loss"]
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 print(
@@ -290,11 +291,10 @@ assert copying < paper - 0.1
 # singular values of one gradient before any training, and those of the step that a second optimizer, **Muon**, makes of it.
 
 # %%
-batches = DocumentBatches(
-    train_rows, config.n_positions, 6, seed=0, pad_id=tokenizer.pad_id
-)
+rows = PackedDocuments(train_rows, config.n_positions, tokenizer.pad_id)
+batches = Batches(rows, 6, seed=0)
 weight = model.decoder[0].ff.w_1.weight
-first = next(iter(DocumentBatches(train_rows, config.n_positions, 6, seed=1)))
+first = next(iter(Batches(rows, 6, seed=1)))
 total, count = causal_loss_fn(model, first)["lm"]
 (gradient,) = torch.autograd.grad(total / count, weight)
 step = torch.nn.Parameter(torch.zeros_like(gradient))
