@@ -27,8 +27,10 @@ from llm_course.batches.sampler import Batches
 from llm_course.cli import main
 from llm_course.configs import (
     BERTConfig,
+    BERTDataConfig,
     BERTLabelConfig,
     DataConfig,
+    FineTuneConfig,
     PairConfig,
     TransformerConfig,
 )
@@ -621,6 +623,7 @@ def test_the_table_is_long() -> None:
 SETTINGS: list[tuple[type, dict[str, Any]]] = [
     *((kind, {}) for kind in (TransformerConfig, BERTConfig, BERTLabelConfig, GPTConfig)),
     *((kind, {}) for kind in (T5Config, TrainConfig, DataConfig, PairConfig)),
+    *((kind, {}) for kind in (BERTDataConfig, FineTuneConfig)),
     (TaskSettings, {"task": "qa", "context": 32}),
 ]
 
@@ -645,7 +648,9 @@ def test_no_setting_takes_infinity_or_what_is_no_number(kind: type, needed: dict
 
 
 def test_every_kind_of_settings_is_in_the_table_above() -> None:
-    made = {kind for kind in vars(configs).values() if dataclasses.is_dataclass(kind)}
+    public = (kind for name, kind in vars(configs).items() if not name.startswith("_"))
+    made = {kind for kind in public if dataclasses.is_dataclass(kind)}
+    assert len(made) > 8
     assert made <= {kind for kind, _ in SETTINGS}
     assert {"lr", "min_lr", "clip_norm", "weight_decay"} <= dict(numbers_of(TrainConfig, {})).keys()
 

@@ -404,7 +404,7 @@ def test_a_preset_suits_the_size_and_a_frozen_model_learns_faster(checkpoint: Pa
     ("options", "message"),
     [
         ({"train_blocks": 3}, "n_blocks must be from 0 to 2, got 3"),
-        ({"train_blocks": -1}, "n_blocks must be from 0 to 2, got -1"),
+        ({"train_blocks": -1}, "train_blocks must be at least 0, got -1"),
         ({"context": 161}, "n_positions = 160, got 161"),
         ({"context": 4}, "context must be at least 8, got 4"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
