@@ -127,7 +127,7 @@ class BERTLabelConfig(BERTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
-            raise ConfigError(f"labels must be 2 different names or more, got {list(self.labels)}")
+            raise ConfigError(f"labels must be at least 2 that differ, got {list(self.labels)}")
 
 
 @dataclass(frozen=True, kw_only=True)
