@@ -27,8 +27,8 @@ from llm_course.data.sentences import split_sentences
 from llm_course.losses.masked import INPUTS, bert_loss_fn
 from llm_course.models.bert import BERT
 from llm_course.presets import find_preset
-from llm_course.recipes.pretrain_bert import BERTRun, accuracies, encoded, masking_of, prepare_bert
-from llm_course.recipes.texts import EVALUATION_ROWS
+from llm_course.recipes.pretrain_bert import accuracies, encoded, masking_of, prepare_bert
+from llm_course.recipes.run import EVALUATION_ROWS, Run
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.evaluate import loss_sums
 from llm_lab.counting.ngram_gap import GapModel
@@ -93,7 +93,7 @@ def pretrained(
     return result
 
 
-def store_checkpoint(run: BERTRun, directory: Path) -> dict[str, str]:
+def store_checkpoint(run: Run, directory: Path) -> dict[str, str]:
     """Write weights in float16, settings and tokenizer; the SHA-256 of each file by its name."""
     new = directory.with_name(f"{directory.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -107,7 +107,7 @@ def store_checkpoint(run: BERTRun, directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _scores(run: BERTRun, path: Path, context: int) -> dict[str, float]:
+def _scores(run: Run, path: Path, context: int) -> dict[str, float]:
     """MLM and NSP of a text that is not of the training files, by its paragraphs."""
     texts = corpora.read_documents(path, document="paragraph")
     documents = encoded(run.data.tokenizer, [split_sentences(text) for text in texts])

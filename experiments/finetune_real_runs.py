@@ -196,7 +196,7 @@ def _run(
     if way == "probe":
         predict = probe(run, splits.train)  # a logistic regression on the frozen vectors
         dev = bare_scores(plan.task, splits.dev, predict(splits.dev))
-        opened = run.test.open(dev)
+        opened = run.data.test.open(dev)
         test = bare_scores(plan.task, opened, predict(opened))
     else:
         for _ in run.steps():

@@ -22,6 +22,7 @@ from typing import Any, TypeVarTuple
 import torch
 
 from llm_course.errors import DataError
+from llm_course.recipes.run import Run
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
 # What a rehearsal has at most of each number, whichever settings hold it; the rest is replaced.
@@ -163,11 +164,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def run_training(run: Any) -> dict[str, Any]:
-    """Train to the end (going on after an interruption) and evaluate.
-
-    `run` is what a module of `recipes/` has prepared: a `GPTRun`, a `TranslationRun`.
-    """
+def run_training(run: Run) -> dict[str, Any]:
+    """Train to the end (going on after an interruption) and evaluate."""
     lines: list[dict[str, Any]] = []
     for step in run.steps(resume=run.out is not None):
         lines.append(asdict(step))

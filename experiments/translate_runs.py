@@ -9,17 +9,18 @@ from typing import Any
 from experiments.script import Place, RecordedRun, part_of, run_training, say
 from llm_course.configs import PairConfig, TrainConfig, TransformerConfig
 from llm_course.presets import find_preset
-from llm_course.recipes.translate import TranslationRun, prepare_translation, translate_texts
+from llm_course.recipes.run import Run
+from llm_course.recipes.translate import prepare_translation, translate_texts
 
 MULTI30K = {"data_files": "train", "validation_files": "val", "test_files": "test_2016_flickr"}
 BEAMS = 4
 Settings = tuple[TransformerConfig, PairConfig, TrainConfig]
 
 
-def run_translation(run: TranslationRun) -> dict[str, Any]:
+def run_translation(run: Run) -> dict[str, Any]:
     """Train to the end (going on after an interruption) and score, greedy and with beams."""
     return run_training(run) | {
-        "smoothing": run.smoothing,
+        "smoothing": run.settings["smoothing"],
         "kept": run.data.kept,
         "long_pairs_dropped": run.data.long,
         "train_pairs": len(run.data.train.rows),
@@ -53,7 +54,7 @@ def _town_run(settings: Settings, *, positions: bool) -> dict[str, Any]:
     return run_translation(run) | {"mistakes": _mistakes(run)}
 
 
-def _mistakes(run: TranslationRun, shown: int = 12) -> dict[str, Any]:
+def _mistakes(run: Run, shown: int = 12) -> dict[str, Any]:
     """The first mistakes, and how many had the right characters in a wrong order."""
     pairs = run.data.tests["none"]
     written = translate_texts(run.model, run.data.tokenizer, [source for source, _ in pairs])

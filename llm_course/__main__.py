@@ -6,4 +6,4 @@ import sys
 
 from llm_course.cli import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))

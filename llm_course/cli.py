@@ -52,6 +52,7 @@ class PretrainGPT:
     """
 
     preset: Literal["cpu", "t4", "h200"] = "cpu"  # t4: Colab's free GPU; h200: the recorded runs
+    start: Literal["auto", "paper", "lab"] = "auto"  # of the weights; lab: the course's, for Town
     out: str = "runs/gpt"  # the run directory
     resume: bool = False  # go on from the newest verified checkpoint in --out, or start afresh
 
@@ -167,7 +168,7 @@ COMMANDS: dict[str, tuple[type, str, str | None]] = {
     "doctor": (Doctor, "recipes.doctor:doctor_command", None),
     "pretrain gpt": (PretrainGPT, "recipes.pretrain_gpt:pretrain_gpt_command", "gpt"),
     "pretrain bert": (PretrainBERT, "recipes.pretrain_bert:pretrain_bert_command", "bert"),
-    "finetune bert": (FinetuneBERT, "recipes.finetune_command:finetune_command", "finetune"),
+    "finetune bert": (FinetuneBERT, "recipes.finetune:finetune_command", "finetune"),
     "predict": (Predict, "recipes.predict:predict_command", None),
     "fill-mask": (FillMask, "recipes.fill_mask:fill_mask_command", None),
     "generate": (Generate, "recipes.sample:generate_command", None),

@@ -21,9 +21,11 @@ TokenizerKind = Literal["bpe", "wordpiece", "unigram", "word", "char"]
 
 
 def _check(config: Any, *names: str, least: float, most: float = math.inf) -> None:
-    """Refuse a field outside least <= value <= most."""
+    """Refuse a field outside least <= value <= most; one whose default is None may be None."""
     whole = isinstance(least, int) and (most == math.inf or isinstance(most, int))
     for name, value in ((name, getattr(config, name)) for name in names):
+        if value is None and getattr(type(config), name) is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{name} must be a number, got {value!r}")
         if whole and not isinstance(value, int):
@@ -124,10 +126,8 @@ class BERTLabelConfig(BERTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.labels) < 2:
-            raise ConfigError(f"labels must be at least 2 names, got {list(self.labels)}")
-        if len(set(self.labels)) < len(self.labels):
-            raise ConfigError(f"labels must differ, got {list(self.labels)}")
+        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
+            raise ConfigError(f"labels must be at least 2 that differ, got {list(self.labels)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +335,7 @@ class FineTuneConfig(_Config):
     context: int = 160  # tokens in a row; a longer text is cut, but for qa, which has windows
     stride: int | None = None  # qa: tokens that two windows share; None: a quarter of the row
     longest_answer: int = 30  # qa: tokens
-    dropout: float | None = 0.1  # None: as in the checkpoint
+    dropout: float | None = None  # None: as in the checkpoint
     train_blocks: int | None = None  # only the last so many and the new head; 0: BERT is frozen
     frozen_lr: float = 1e-2  # in place of lr where only the new head is trained
     from_scratch: bool = False  # fresh weights, to see what pretraining is worth
@@ -343,6 +343,8 @@ class FineTuneConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "epochs", "batch_size", least=1)
-        if self.dropout is not None:
-            _check(self, "dropout", least=0.0, most=1.0)
+        _check(self, "epochs", "batch_size", "longest_answer", least=1)
+        _check(self, "context", least=8)
+        _check(self, "warmup_steps", "stride", "train_blocks", least=0)
+        _check(self, "frozen_lr", least=1e-12, most=1e3)
+        _check(self, "dropout", least=0.0, most=1.0)

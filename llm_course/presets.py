@@ -187,13 +187,13 @@ FINETUNE_PRESETS = {
     # The course's own checkpoints, of up to 20 million parameters.
     "small": Preset(
         model=None,
-        data=FineTuneConfig(),
+        data=FineTuneConfig(dropout=0.1),
         train=TrainConfig(lr=1e-3, schedule="linear", weight_decay=0.01, beta2=0.999),
     ),
     # Published ones: Devlin et al. 2019, appendix A.3 (2 to 4 epochs, rates from 2e-5 to 5e-5).
     "published": Preset(
         model=None,
-        data=FineTuneConfig(epochs=3, batch_size=32, context=128, dropout=None, frozen_lr=1e-3),
+        data=FineTuneConfig(epochs=3, batch_size=32, context=128, frozen_lr=1e-3),
         train=TrainConfig(lr=5e-5, schedule="linear", weight_decay=0.01, beta2=0.999),
     ),
 }

@@ -807,7 +807,7 @@ assert abs(a - b) < 1e-3 * abs(a)  # it is the same loss
 assert 0.3 < saved < 0.8
 
 # %% [markdown]
-# The loss is the same number, for about half of the work of the forward pass. (It is 12.6 % and not 15 %, because special tokens and padding are never chosen, and by chance.) The smaller the model, the more this
+# The loss is the same number, for about half of the work of the forward pass. (It is 14.5 % and not 15 %, because special tokens and padding are never chosen, and by chance.) The smaller the model, the more this
 # matters, because the vocabulary does not shrink with it.
 
 # %% [markdown]
@@ -891,7 +891,7 @@ assert losses["mlm"] < unigram - 2
 
 # %%
 #| alt: Two panels over 600 updates. Above, the loss of masked tokens falls from 8, crosses the dashed line
-#|   of the frequencies at 5.7 within the first 100 updates, and falls more and more slowly to less than 3. Below, the loss of next
+#|   of the frequencies at 5.8 within the first 100 updates, and falls more and more slowly to less than 3. Below, the loss of next
 #|   sentences falls from the dashed line of a coin, at 0.69, to about 0.55 within 100 updates, and then very slowly and with much noise to about 0.5.
 #| caption: Both training losses of BERT on Town; each point is the mean of 20 updates. The dashed lines are the frequencies of the tokens, and a coin.
 #| name: fig-10-curves

@@ -81,6 +81,3 @@ class Windows(Rows):
         input_ids = self.ids[index].astype(np.int64)
         labels = np.where(index >= self._counted_from[keys, None], input_ids, IGNORE)
         return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
-
-    def fingerprint(self) -> str:
-        return sha256_of(f"windows {self.context}", self.ids)

@@ -1,23 +1,19 @@
 """Whole documents, each from BOS to EOS: side by side in rows of one length, or each by itself.
 
-BOS has label -100: nothing predicts it. A document is as long as `context` at most; with
-`long_documents="cut"` longer ones are cut there, and `.long` counts them.
+BOS has label -100: nothing predicts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from llm_course.batches.ragged import Ragged, flatten, keep_apart
 from llm_course.batches.sampler import Batch, Keys, Rows, at_least
-from llm_course.errors import ConfigError, DataError
+from llm_course.errors import DataError
 from llm_course.losses.chunked import IGNORE
-
-LongDocuments = Literal["error", "cut"]
 
 
 class PackedDocuments(Rows):
@@ -43,11 +39,18 @@ class PackedDocuments(Rows):
         pad_id: int | None = None,
         *,
         separate: bool = True,
-        long_documents: LongDocuments = "error",
     ) -> None:
+        at_least(2, context=context)
         self.context, self.separate = context, separate
         self.pad_id = 0 if pad_id is None else pad_id  # never a label, so any id will do
-        self.documents, self.long = _laid_out(documents, context, long_documents)
+        self.documents = _laid_out(documents)
+        longest = int(self.documents.lengths.max())
+        if longest > context:
+            long = int((self.documents.lengths > context).sum())
+            raise DataError(
+                f"{long} of {len(documents)} documents are longer than context = {context} tokens, "
+                f"the longest has {longest}: raise context, or cut them"
+            )
 
     def one_pass(self, generator: torch.Generator, least: int) -> Keys:
         """A row is the numbers of its documents."""
@@ -79,19 +82,11 @@ class PackedDocuments(Rows):
 
 
 class SingleDocuments(Rows):
-    """A row for each document, from position 0, padded on the right, which needs no causal mask."""
+    """A row for each document, from position 0; padding on the right needs no mask in a GPT."""
 
-    def __init__(
-        self,
-        documents: Sequence[Sequence[int]],
-        pad_id: int | None = None,
-        *,
-        context: int | None = None,
-        long_documents: LongDocuments = "error",
-    ) -> None:
-        longest = max(map(len, documents), default=2) if context is None else context
+    def __init__(self, documents: Sequence[Sequence[int]], pad_id: int | None = None) -> None:
         self.pad_id = 0 if pad_id is None else pad_id  # never a label, so any id will do
-        self.documents, self.long = _laid_out(documents, max(2, longest), long_documents)
+        self.documents = _laid_out(documents)
         self.lengths = (self.documents.lengths,)
 
     def gather(self, keys: Keys) -> Batch:
@@ -100,25 +95,8 @@ class SingleDocuments(Rows):
         labels[:, 0] = IGNORE
         return {"input_ids": input_ids, "labels": labels}
 
-    def fingerprint(self) -> str:
-        return self.documents.sha256("single")
 
-
-def _laid_out(
-    documents: Sequence[Sequence[int]], context: int, long_documents: LongDocuments
-) -> tuple[Ragged, int]:
-    """The documents, checked and perhaps cut, and how many are longer than `context`."""
-    if long_documents not in get_args(LongDocuments):
-        raise ConfigError(f"long_documents must be one of error, cut, got {long_documents!r}")
-    at_least(2, context=context)
-    long = [len(document) for document in documents if len(document) > context]
-    if long and long_documents == "error":
-        raise DataError(
-            f"{len(long)} of {len(documents)} documents are longer than context = {context} "
-            f"tokens, the longest has {max(long)}: raise context, or let them be cut"
-        )
-    if long:
-        documents = [document[:context] for document in documents]
+def _laid_out(documents: Sequence[Sequence[int]]) -> Ragged:
     ragged = flatten(documents, "document", least=2)  # BOS and EOS
     first = ragged.flat[ragged.begins]
     if (odd := np.flatnonzero(first != first[0])).size:
@@ -126,7 +104,7 @@ def _laid_out(
             f"every document must begin with BOS: document 0 begins with {first[0]}, "
             f"document {odd[0]} with {first[odd[0]]}"
         )
-    return ragged, len(long)
+    return ragged
 
 
 def fill_rows(lengths: np.ndarray, context: int) -> np.ndarray:
@@ -135,10 +113,9 @@ def fill_rows(lengths: np.ndarray, context: int) -> np.ndarray:
     A row ends with the document that reaches `context`, cut there; the last row may stay short.
     """
     ends = np.cumsum(lengths)
-    after = (
-        np.searchsorted(ends, ends - lengths + context) + 1
-    )  # the row after one that begins here
-    follows = np.minimum(after, len(lengths)).tolist()
+    # Of each document: where the next row begins if a row begins here.
+    follows = np.searchsorted(ends, ends - lengths + context) + 1
+    follows = np.minimum(follows, len(lengths)).tolist()
     first = [0]
     while first[-1] < len(follows):
         first.append(follows[first[-1]])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from llm_course.errors import ConfigError
 from llm_course.models.bert import BERT
-from llm_course.recipes.sample import model_type
+from llm_course.recipes.run import load_model
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.devices import choose_device
 from llm_course.training.evaluate import evaluating
@@ -20,18 +19,6 @@ class Guess(NamedTuple):
 
     token: str
     probability: float
-
-
-def load_bert(directory: str | Path) -> tuple[BERT, Tokenizer]:
-    """A BERT with its pretraining heads and the tokenizer beside it; their sizes must agree."""
-    path = Path(directory)
-    kind = model_type(path)
-    if kind != "bert":
-        raise ConfigError(f"this needs a BERT (model_type 'bert'), {path} holds {kind!r}")
-    tokenizer = Tokenizer.load(path)
-    model = BERT.from_pretrained(path, dtype=torch.float32)  # a file may be in float16
-    tokenizer.check_fits(model.config)
-    return model, tokenizer
 
 
 def fill_mask(model: BERT, tokenizer: Tokenizer, text: str, top: int = 5) -> list[list[Guess]]:
@@ -62,7 +49,7 @@ def fill_mask(model: BERT, tokenizer: Tokenizer, text: str, top: int = 5) -> lis
 
 def fill_mask_command(*, model: str, text: str, top: int, device: str) -> None:
     """What the command line does."""
-    bert, tokenizer = load_bert(model)
+    bert, tokenizer = load_model(model, BERT, torch.float32)  # a file may be in float16
     bert.to(choose_device(device))
     guesses = fill_mask(bert, tokenizer, text, top)
     for number, row in enumerate(guesses, 1):

@@ -1,52 +1,32 @@
-"""A fine-tuned BERT: from labelled examples to rows, and from scores to predictions.
+"""A fine-tuned BERT: examples in, predictions and scores out.
 
 What a prediction needs beside weights and tokenizer is in `task.json`, so a saved directory
-predicts what the run in memory predicted.
+predicts what the run in memory predicted. What differs between tasks is in `tasks.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm_course.batches.labelled import (
-    LabelledRows,
-    Row,
-    Shape,
-    Window,
-    best_place,
-    question_windows,
-)
+from llm_course.batches.labelled import LabelledRows, Row, Shape
 from llm_course.batches.sampler import Evaluation
 from llm_course.data.examples import KINDS, check_task, example_place
 from llm_course.errors import ConfigError, DataError
-from llm_course.losses.chunked import IGNORE
 from llm_course.losses.masked import INPUTS
 from llm_course.models.files import CONFIG_FILE, read_json
-from llm_course.models.heads import (
-    BERTForQuestionAnswering,
-    BERTForSequenceClassification,
-    BERTForTokenClassification,
-)
+from llm_course.recipes.run import EVALUATION_ROWS
+from llm_course.recipes.tasks import TASKS, Encoded
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.evaluate import evaluating, to_device
-from llm_course.training.scores import accuracy, answer_scores, entities, entity_scores, macro_f1
 
 TASK_FILE = "task.json"
-EVALUATION_ROWS = 32
-
-FORMS: dict[str, Any] = {
-    "classify": BERTForSequenceClassification,
-    "pair": BERTForSequenceClassification,
-    "tag": BERTForTokenClassification,
-    "qa": BERTForQuestionAnswering,
-}
 
 
 def room_for_text(context: int) -> int:
@@ -70,89 +50,22 @@ class TaskSettings:
                 raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if self.context < 8:
             raise ConfigError(f"context must be at least 8, got {self.context}")
-        if self.task == "qa":
-            room = room_for_text(self.context)
-            if not 0 <= self.stride < room:
-                raise ConfigError(
-                    f"stride must be from 0 to {room - 1} for context = {self.context}, "
-                    f"got {self.stride}"
-                )
+        room = room_for_text(self.context)
+        if self.task == "qa" and not 0 <= self.stride < room:
+            raise ConfigError(
+                f"stride must be from 0 to {room - 1} for context = {self.context}, "
+                f"got {self.stride}"
+            )
         if self.longest_answer < 1:
             raise ConfigError(f"longest_answer must be at least 1, got {self.longest_answer}")
 
 
-@dataclass(frozen=True)
-class ClassPrediction:
-    """The likeliest class, and the probability of each."""
-
-    label: str
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class TagPrediction:
-    """A tag for each word and its probability; words that did not fit have O and probability 0."""
-
-    tags: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    left_out: int  # words at the end that the model did not see
-
-    @property
-    def entities(self) -> list[tuple[str, int, int]]:
-        """(type, first word, last word) of each entity, in their order."""
-        return sorted(entities(self.tags), key=lambda e: e[1])
-
-
-@dataclass(frozen=True)
-class AnswerPrediction:
-    """The answer context[start:end], and its score minus that of "no answer"."""
-
-    text: str
-    start: int
-    end: int
-    score: float
-    windows: int
-
-
-Prediction = ClassPrediction | TagPrediction | AnswerPrediction
-
-
-@dataclass
-class Encoded:
-    """The rows of some examples, and what of them did not fit."""
-
-    rows: list[Row] = field(default_factory=list)
-    windows: list[Window] = field(default_factory=list)  # of qa; beside the rows
-    left_out: list[int] = field(default_factory=list)  # of each example: tokens, or words of tag
-    unit: str = "tokens"
-    unlearnable: int = (
-        0  # questions whose answer is in no window, sentences without a tag that fits
-    )
-
-    @property
-    def cut(self) -> int:
-        """How many examples were cut."""
-        return sum(n > 0 for n in self.left_out)
-
-    def report(self) -> str:
-        """What happened to long examples, in words."""
-        n = len(self.left_out)
-        said = f"{n:,} example{'s' * (n != 1)}"
-        if self.windows:
-            said += f" in {len(self.rows):,} windows"
-        said += f", {self.cut:,} cut"
-        if self.cut:
-            said += f" ({sum(self.left_out):,} {self.unit} left out)"
-        if self.unlearnable:
-            said += f", {self.unlearnable:,} without a label that fits"
-        return said
-
-
 class Predictor:
-    """A model, its tokenizer and its task: examples in, predictions and scores out."""
+    """A model, its tokenizer and its task."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, settings: TaskSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.task = TASKS[settings.task]
         roles = {name: getattr(tokenizer, f"{name}_id") for name in ("cls", "sep", "pad")}
         if absent := [name for name, i in roles.items() if i is None]:
             raise ConfigError(
@@ -185,10 +98,10 @@ class Predictor:
             settings = TaskSettings(**raw)
         except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path / TASK_FILE}: {error}") from error
-        tokenizer = Tokenizer.load(path)
         if settings.task != "qa" and "id2label" not in read_json(path / CONFIG_FILE):
             raise DataError(f"{path / CONFIG_FILE}: no id2label, so the classes have no names")
-        model = FORMS[settings.task].from_pretrained(path, dtype=torch.float32)
+        model = TASKS[settings.task].form.from_pretrained(path, dtype=torch.float32)
+        tokenizer = Tokenizer.load(path)
         tokenizer.check_fits(model.config, padded=True)
         return cls(model, tokenizer, settings)
 
@@ -197,8 +110,6 @@ class Predictor:
         self.tokenizer.save(folder)
         text = json.dumps(asdict(self.settings), indent=2) + "\n"
         (Path(folder) / TASK_FILE).write_text(text, encoding="utf-8")
-
-    # From examples to rows
 
     def encode(self, examples: Sequence[Any], *, labelled: bool) -> Encoded:
         """The rows of examples, with their labels or with none."""
@@ -209,76 +120,27 @@ class Predictor:
                     f"{example_place('the', number, example)}: the task {self.settings.task!r} "
                     f"needs a {wanted.__name__}, got {type(example).__name__}"
                 )
-        made = {"tag": self._tagged, "qa": self._questions}.get(self.settings.task, self._texts)
-        return made(examples, labelled)
-
-    def _texts(self, examples: Sequence[Any], labelled: bool) -> Encoded:
-        numbers = {name: i for i, name in enumerate(self.labels)}
-        firsts = self.tokenizer.encode_batch([e.text for e in examples])
-        seconds: list[Any] = [None] * len(examples)
-        if self.settings.task == "pair":
-            seconds = self.tokenizer.encode_batch([e.pair or "" for e in examples])
-        found = Encoded()
-        for example, first, second in zip(examples, firsts, seconds):
-            label = numbers[example.label] if labelled else -1
-            row, _ = self.shape.row(first, second, label)
-            n_tokens = len(first) + (2 if second is None else 3 + len(second))
-            found.rows.append(row)
-            found.left_out.append(n_tokens - len(row.ids))
-        return found
-
-    def _tagged(self, examples: Sequence[Any], labelled: bool) -> Encoded:
-        numbers = {name: i for i, name in enumerate(self.labels)}
-        found = Encoded(unit="words")
-        for example, ids in zip(examples, self.tokenizer.encode_words([e.words for e in examples])):
-            # Without labels a 0 marks the first token of each word.
-            classes = [numbers[tag] for tag in example.tags] if labelled else [0] * len(ids)
-            row, left_out = self.shape.tagged(ids, classes)
-            found.rows.append(row)
-            found.left_out.append(left_out)
-            found.unlearnable += left_out == len(ids)
-        return found
-
-    def _questions(self, examples: Sequence[Any], labelled: bool) -> Encoded:
-        questions = self.tokenizer.encode_batch([e.question for e in examples])
-        texts = list(dict.fromkeys(e.context for e in examples))  # often asked several times
-        contexts = dict(zip(texts, self.tokenizer.encode_with_offsets(texts)))
-        found = Encoded()
-        for number, (example, question) in enumerate(zip(examples, questions)):
-            ids, offsets = contexts[example.context]
-            place = None
-            if labelled:
-                first = example.answers[0]
-                place = (first.start, first.start + len(first.text))
-            windows = question_windows(
-                self.shape, number, question, ids, offsets, place, self.settings.stride
-            )
-            found.windows += windows
-            found.rows += [window.row for window in windows]
-            found.left_out.append(max(0, len(question) - self.settings.context // 2))
-            found.unlearnable += labelled and all(w.row.label == (0, 0) for w in windows)
-        return found
-
-    # From rows to predictions
+        return self.task.encode(self, examples, labelled)
 
     def predict(self, examples: Sequence[Any]) -> list[Any]:
         """A prediction for each example, in their order; labels are not looked at."""
         if not examples:
             return []
         encoded = self.encode(examples, labelled=False)
-        scores = self._scores(encoded.rows)
-        if self.settings.task == "tag":
-            return [
-                self._tags(example, row, score, left_out)
-                for example, row, score, left_out in zip(
-                    examples, encoded.rows, scores, encoded.left_out
-                )
-            ]
-        if self.settings.task == "qa":
-            return list(self._answers(examples, encoded.windows, scores))
-        return [self._class(score) for score in scores]
+        found: list[Any] = self.task.predictions(
+            self, examples, encoded, self._logits(encoded.rows)
+        )
+        return found
 
-    def _scores(self, rows: list[Row]) -> list[Tensor]:
+    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """The scores of the task, each a share from 0 to 1.
+
+        classify and pair: accuracy, macro_f1. tag: precision, recall, f1 of whole entities. qa:
+        exact_match and f1 of words, as SQuAD has them.
+        """
+        return self.task.scores(examples, predictions)
+
+    def _logits(self, rows: list[Row]) -> list[Tensor]:
         """The logits of each row without its padding, on the CPU, in the order of the rows."""
         made = LabelledRows(rows, self.settings.context, pad_id=self.pad_id)
         batches = Evaluation(made, EVALUATION_ROWS)
@@ -295,40 +157,3 @@ class Predictor:
                     number = next(order)
                     found[number] = each[: len(rows[number].ids)] if each.ndim == 2 else each
         return found
-
-    def _class(self, logits: Tensor) -> ClassPrediction:
-        p = logits.softmax(-1).tolist()
-        return ClassPrediction(self.labels[p.index(max(p))], dict(zip(self.labels, p)))
-
-    def _tags(self, example: Any, row: Row, logits: Tensor, left_out: int) -> TagPrediction:
-        assert isinstance(row.label, list)
-        first = [i for i, label in enumerate(row.label) if label != IGNORE]
-        best = logits[first].softmax(-1).max(-1)
-        tags = [self.labels[i] for i in best.indices.tolist()] + ["O"] * left_out
-        return TagPrediction(tuple(tags), (*best.values.tolist(), *[0.0] * left_out), left_out)
-
-    def _answers(
-        self, examples: Sequence[Any], windows: list[Window], scores: list[Tensor]
-    ) -> Iterator[AnswerPrediction]:
-        together: list[list[Any]] = [[] for _ in examples]
-        for window, score in zip(windows, scores):
-            start, end = score.unbind(-1)
-            together[window.example].append((window, start.tolist(), end.tolist()))
-        for example, found in zip(examples, together):
-            best = best_place(found, self.settings.longest_answer)
-            text = example.context[best.start : best.end]
-            yield AnswerPrediction(text, best.start, best.end, best.score, len(found))
-
-    def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        """The scores of the task, each a share from 0 to 1.
-
-        classify and pair: accuracy, macro_f1. tag: precision, recall, f1 of whole entities. qa:
-        exact_match and f1 of words, as SQuAD has them.
-        """
-        if self.settings.task == "tag":
-            return entity_scores([p.tags for p in predictions], [e.tags for e in examples])
-        if self.settings.task == "qa":
-            accepted = [[answer.text for answer in e.answers] for e in examples]
-            return answer_scores([p.text for p in predictions], accepted)
-        found, true = [p.label for p in predictions], [e.label for e in examples]
-        return {"accuracy": accuracy(found, true), "macro_f1": macro_f1(found, true)}

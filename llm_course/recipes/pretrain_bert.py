@@ -1,122 +1,58 @@
-"""`llm-course pretrain bert`: documents in sentences, WordPiece, masks, pairs, a run directory."""
+"""Pretrain a BERT: documents in sentences, WordPiece, pairs with hidden tokens, model, scores.
+
+`llm-course pretrain bert`; Devlin et al. 2019, §3.1.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llm_course.batches.sampler import Batches, Evaluation
 from llm_course.batches.sentence_pairs import FixedPairs, SentencePairs
 from llm_course.configs import BERTConfig, BERTDataConfig, TrainConfig
-from llm_course.data import corpora
 from llm_course.data.sentences import split_sentences
 from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
 from llm_course.losses.masked import INPUTS, Masking, bert_loss_fn
 from llm_course.models.bert import BERT
 from llm_course.presets import find_preset
-from llm_course.recipes.pretrain_gpt import pretrain_command, whole_model
-from llm_course.recipes.texts import (
+from llm_course.recipes.run import (
     EVALUATION_ROWS,
+    Data,
+    Run,
+    Start,
+    begin,
+    pretrain_command,
+    shared,
+)
+from llm_course.recipes.texts import (
     TOKENIZER_DOCUMENTS,
     TOWN_VALIDATION,
-    check_files,
+    check_sizes,
     is_plain_text,
-    train_tokenizer,
+    read_texts,
 )
 from llm_course.tokenizers.kinds import check_vocab_size
 from llm_course.tokenizers.library import Tokenizer
-from llm_course.training.evaluate import evaluating, loss_sums, to_device
-from llm_course.training.loop import Step, train
+from llm_course.training.evaluate import evaluating, to_device
 from llm_town import generate_documents
 
 Sentences = list[list[str]]  # documents, their sentences
 
 
 @dataclass(frozen=True, kw_only=True)
-class BERTData:
+class BERTData(Data):
     """What BERT needs from its data."""
 
-    tokenizer: Tokenizer
     masking: Masking
-    train: Batches
-    validation: Evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class BERTRun:
-    """Everything that a pretraining run is made of."""
-
-    model: BERT
-    data: BERTData
-    train_config: TrainConfig
-    out: Path | None
-
-    def steps(self, *, resume: bool = False) -> Iterator[Step]:
-        """Train; yields after every update."""
-        return train(
-            self.model,
-            self.data.train,
-            bert_loss_fn,
-            self.train_config,
-            out=self.out,
-            resume=resume,
-            validation=self.data.validation,
-            tokenizer=self.data.tokenizer,
-        )
-
-    def summary(self, seconds: float, tokens_per_second: float) -> dict[str, Any]:
-        """The keys of summary.json; `val_loss` is that of a masked token."""
-        model = whole_model(self.model, self.train_config, self.out)
-        sums = loss_sums(model, self.data.validation, bert_loss_fn)
-        nats, count = sums["mlm"]
-        scores = accuracies(model, self.data.validation)
-        if "nsp" in sums:
-            scores["nsp_loss"] = sums["nsp"][0] / sums["nsp"][1]
-        return {
-            "val_loss": nats / count,
-            "val_nats_per_char": None,  # a masked model gives no probability to a whole text
-            "floor_ratio": None,
-            "test": scores,
-            "seconds": seconds,
-            "tokens_per_second": tokens_per_second,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-
-
-def accuracies(model: BERT, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """The share of chosen tokens, and of pairs, whose likeliest class is the right one."""
-    right, counted = {"mlm_accuracy": 0, "nsp_accuracy": 0}, {"mlm_accuracy": 0, "nsp_accuracy": 0}
-    device = next(model.parameters()).device
-    with torch.no_grad(), evaluating(model):
-        for batch in batches:
-            batch = to_device(batch, device)
-            hidden = model.hidden(**{name: batch[name] for name in INPUTS if name in batch})
-            heads: list[tuple[str, Tensor, Any]] = [
-                ("mlm_accuracy", batch["labels"], model.mlm_head)
-            ]
-            if "next_sentence_label" in batch:
-                labels = batch["next_sentence_label"]
-                heads.append(("nsp_accuracy", labels, lambda rows: _pair_logits(model, rows)))
-            for name, labels, head in heads:
-                chosen = labels != IGNORE
-                found = head(hidden[chosen]).argmax(-1)
-                right[name] += int((found == labels[chosen]).sum())
-                counted[name] += int(chosen.sum())
-    return {name: right[name] / n for name, n in counted.items() if n}
-
-
-def _pair_logits(model: BERT, first: Tensor) -> Tensor:
-    """The next-sentence logits from the hidden states of [CLS]."""
-    return model.nsp_head(model.pooler(first[:, None]))
 
 
 def prepare_bert(
@@ -124,39 +60,36 @@ def prepare_bert(
     data: BERTDataConfig,
     train_config: TrainConfig,
     *,
+    start: Start = "auto",
     out: Path | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> BERTRun:
+) -> Run:
     """Data, tokenizer and a fresh model whose vocabulary is the tokenizer's.
 
-    Raises `ConfigError` when a row is longer than the model's table of positions, or for a
-    tokenizer without [CLS], [SEP], [MASK].
+    Raises `ConfigError` when a row is longer than the model's table of positions.
     """
-    if data.context > model.n_positions:
-        raise ConfigError(
-            f"context must be at most n_positions = {model.n_positions}, got {data.context}"
-        )
-    prepared = prepare(data, tokenizer)
-    tokens = prepared.tokenizer
-    pad_id = prepared.masking.pad_id
-    config = dataclasses.replace(model, vocab_size=len(tokens), pad_token_id=pad_id)
-    torch.manual_seed(train_config.seed)
-    network = BERT(config)
-    from llm_lab.starts import neighbours  # of the course, not of the paper: see .importlinter
+    check_sizes(data, model.n_positions)
+    made = _data(data)
+    config = dataclasses.replace(
+        model, vocab_size=len(made.tokenizer), pad_token_id=made.masking.pad_id
+    )
+    network, begun = begin(BERT, config, train_config.seed, start, lab="neighbours", usual="lab")
+    return Run(
+        model=network,
+        data=made,
+        loss_fn=bert_loss_fn,
+        train_config=train_config,
+        out=out,
+        settings=shared(begun, data),
+        scores=lambda model, data: accuracies(model, data.validation),
+    )
 
-    neighbours(network)
-    return BERTRun(model=network, data=prepared, train_config=train_config, out=out)
 
-
-def prepare(config: BERTDataConfig, tokenizer: Tokenizer | None) -> BERTData:
-    """Read or generate the documents, train WordPiece unless a tokenizer is given, make batches."""
-    check_files(config)
-    if tokenizer is None:
-        check_vocab_size(config.tokenizer, config.vocab_size)
+def _data(config: BERTDataConfig) -> BERTData:
+    """Read or generate the documents, train WordPiece, make pairs of segments."""
+    check_vocab_size(config.tokenizer, config.vocab_size)
     training, held_out = _documents(config)
-    if tokenizer is None:
-        texts = (" ".join(document) for document in training[:TOKENIZER_DOCUMENTS])
-        tokenizer = train_tokenizer(config, texts, None)
+    texts = (" ".join(document) for document in training[:TOKENIZER_DOCUMENTS])
+    tokenizer = Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
     masking = masking_of(tokenizer, whole_words=config.whole_words)
     paired = partial(
         SentencePairs, context=config.context, masking=masking, next_sentence=config.next_sentence
@@ -168,6 +101,17 @@ def prepare(config: BERTDataConfig, tokenizer: Tokenizer | None) -> BERTData:
         train=Batches(rows, config.batch_size, seed=config.seed),
         validation=Evaluation(FixedPairs(held_out_rows), EVALUATION_ROWS),
     )
+
+
+def _documents(config: BERTDataConfig) -> tuple[Sentences, Sentences]:
+    """Training and validation documents, in sentences."""
+    if config.data == "town":
+        stories = generate_documents(config.documents, config.seed, "train")
+        others = generate_documents(TOWN_VALIDATION, 0, "validation")
+        return [list(d.sentences) for d in stories], [list(d.sentences) for d in others]
+    is_plain_text(config.data_files)
+    training, held_out = read_texts(config)
+    return [split_sentences(t) for t in training], [split_sentences(t) for t in held_out]
 
 
 def masking_of(tokenizer: Tokenizer, *, whole_words: bool = False) -> Masking:
@@ -191,27 +135,33 @@ def encoded(tokenizer: Tokenizer, documents: Sequence[Sequence[str]]) -> list[li
     return [[next(sentences) for _ in document] for document in documents]
 
 
-def _documents(config: BERTDataConfig) -> tuple[Sentences, Sentences]:
-    """Training and validation documents, in sentences."""
-    if config.data == "town":
-        stories = generate_documents(config.documents, config.seed, "train")
-        others = generate_documents(TOWN_VALIDATION, 0, "validation")
-        return [list(d.sentences) for d in stories], [list(d.sentences) for d in others]
-    if config.data == "hub":
-        assert config.dataset is not None  # DataConfig has seen to it
-        texts = corpora.load_hub(config.dataset, column=config.column)
-    elif is_plain_text(config.data_files):
-        texts = corpora.read_documents(config.data_files, document="paragraph")
-    else:
-        texts = corpora.read_documents(config.data_files, column=config.column)
-    training, held_out = corpora.split_documents(texts, config.validation, config.seed)
-    return [split_sentences(t) for t in training], [split_sentences(t) for t in held_out]
+def accuracies(model: BERT, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """The share of chosen tokens, and of pairs, whose likeliest class is the right one."""
+    heads: dict[str, tuple[str, Any]] = {
+        "mlm_accuracy": ("labels", model.mlm_head),
+        "nsp_accuracy": (
+            "next_sentence_label",
+            lambda first: model.nsp_head(model.pooler(first[:, None])),
+        ),
+    }
+    right: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for batch in batches:
+            batch = to_device(batch, device)
+            hidden = model.hidden(**{name: batch[name] for name in INPUTS if name in batch})
+            for name, (labels, head) in heads.items():
+                if labels in batch:
+                    chosen = batch[labels] != IGNORE
+                    found = head(hidden[chosen]).argmax(-1)
+                    right[name] += int((found == batch[labels][chosen]).sum())
+                    counted[name] += int(chosen.sum())
+    return {name: right[name] / n for name, n in counted.items() if n}
 
 
-def pretrain_bert_command(*, preset: str, out: str, resume: bool, options: dict[str, Any]) -> None:
-    """`llm-course pretrain bert`: the preset's settings, with the options that were given."""
+def pretrain_bert_command(*, preset: str, options: dict[str, Any], **run: Any) -> None:
+    """What the command line does: the preset's settings, with the options that were given."""
     chosen = find_preset("bert", preset).with_options(options)
-    directory = pretrain_command("BERT", chosen, prepare_bert, out=out, resume=resume)
-    if directory is not None:
-        command = f"llm-course fill-mask --model {directory / 'model'}"
-        print(f'next: {command} --text "The [MASK] was red."', file=sys.stderr)
+    then = 'fill-mask --model {model} --text "The [MASK] was red."'
+    pretrain_command("BERT", chosen, prepare_bert, then=then, **run)

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llm_course.configs import MAX_SEED
-from llm_course.errors import ConfigError, DataError
+from llm_course.errors import ConfigError
 from llm_course.generation.decode import generate
 from llm_course.models.gpt import GPT
+from llm_course.recipes.run import load_model, printable
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.devices import choose_device
 
 
-def model_type(path: Path) -> object:
-    """What kind of model a directory says that it holds; `DataError` where there is none."""
-    if not (path / "config.json").is_file():
-        inside = path / "model"
-        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
-        raise DataError(f"{path} holds no model (no config.json){hint}")
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path / 'config.json'}: not JSON: {error}") from error
-    return config.get("model_type") if isinstance(config, dict) else None
-
-
 def load_for_generation(directory: str | Path) -> tuple[GPT, Tokenizer]:
     """A GPT and the tokenizer that lies beside it; their sizes must agree."""
-    path = Path(directory)
-    kind = model_type(path)
-    if kind != "gpt2":
-        raise ConfigError(f"generate needs a GPT (model_type 'gpt2'), {path} holds {kind!r}")
-    tokenizer = Tokenizer.load(path)
-    model = GPT.from_pretrained(path)
-    tokenizer.check_fits(model.config)
-    return model.eval(), tokenizer
+    return load_model(directory, GPT)
 
 
 def sample_texts(
@@ -96,10 +76,3 @@ def generate_command(*, model: str, device: str, samples: int, **options: Any) -
         if samples > 1:
             print(f"--- {number} ---")
         print(printable(text))
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped, so that no sample can steer a terminal."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )

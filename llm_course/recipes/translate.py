@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,77 +20,22 @@ from llm_course.errors import ConfigError, DataError
 from llm_course.generation.decode import generate
 from llm_course.losses.seq2seq import seq2seq_loss_fn
 from llm_course.models.transformer import Transformer
+from llm_course.recipes.run import Data, Run, shared
 from llm_course.tokenizers.library import Tokenizer
-from llm_course.training.evaluate import loss_sums
-from llm_course.training.loop import Step, train
 from llm_town.tasks import translation
 
 SHIFTS = ("none", "unseen_name", "unseen_template")
-EVALUATION_ROWS = 100
+AT_ONCE = 100  # pairs that are evaluated, and texts that are translated, together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedPairs:
+class PairData(Data):
     """What a translator needs from its data."""
 
-    tokenizer: Tokenizer
-    train: Batches
-    validation: Evaluation
     tests: dict[str, list[Pair]]  # by name; on Town one for each shift
+    language: str  # of the target, for BLEU's tokenization
     kept: float  # the share of the training pairs that `min_count` left
     long: int  # training pairs dropped, longer than the model's positions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TranslationRun:
-    """Everything that a translation run is made of."""
-
-    model: Transformer
-    data: PreparedPairs
-    train_config: TrainConfig
-    smoothing: float
-    language: str  # of the target, for BLEU's tokenization
-    out: Path | None
-
-    def steps(self, *, resume: bool = False) -> Iterator[Step]:
-        """Train; yields after every update. The validation loss has the smoothing too."""
-        return train(
-            self.model,
-            self.data.train,
-            partial(seq2seq_loss_fn, smoothing=self.smoothing),
-            self.train_config,
-            out=self.out,
-            resume=resume,
-            validation=self.data.validation if self.train_config.eval_every else None,
-            tokenizer=self.data.tokenizer,
-        )
-
-    def test_scores(self, num_beams: int = 1, length_penalty: float = 1.0) -> dict[str, Any]:
-        """Exact match, BLEU and chrF of each test set."""
-        scores = {}
-        for name, pairs in self.data.tests.items():
-            written = translate_texts(
-                self.model,
-                self.data.tokenizer,
-                [source for source, _ in pairs],
-                num_beams=num_beams,
-                length_penalty=length_penalty,
-            )
-            scores[name] = score(written, [target for _, target in pairs], self.language)
-        return scores
-
-    def summary(self, seconds: float, tokens_per_second: float) -> dict[str, Any]:
-        """The keys of summary.json: the plain validation loss, and the scores of greedy search."""
-        nats, count = loss_sums(self.model, self.data.validation, seq2seq_loss_fn)["lm"]
-        return {
-            "val_loss": nats / count,
-            "val_nats_per_char": None,
-            "floor_ratio": None,
-            "test": self.test_scores(),
-            "seconds": seconds,
-            "tokens_per_second": tokens_per_second,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-        }
 
 
 def prepare_translation(
@@ -99,41 +44,48 @@ def prepare_translation(
     train_config: TrainConfig,
     *,
     out: Path | None = None,
-) -> TranslationRun:
+) -> Run:
     """Read or generate the pairs, train the tokenizer, and make batches and a fresh model.
 
     Training pairs longer than the model's positions are left out and counted; a held-out pair that
-    is longer is an error, because a score must be of all of them.
+    is longer is an error, because a score must be of all of them. The loss is smoothed in training
+    and in evaluations on the way, that of the summary is not.
     """
-    prepared = _prepared(data, model.n_positions)
-    ids = prepared.tokenizer
+    made = _data(data, model.n_positions)
+    ids = made.tokenizer
+    config = dataclasses.replace(
+        model,
+        vocab_size=len(ids),
+        pad_token_id=ids.pad_id or 0,
+        bos_token_id=ids.bos_id or 0,
+        eos_token_id=ids.eos_id or 0,
+    )
     torch.manual_seed(train_config.seed)
-    network = Transformer(
-        dataclasses.replace(
-            model,
-            vocab_size=len(ids),
-            pad_token_id=ids.pad_id or 0,
-            bos_token_id=ids.bos_id or 0,
-            eos_token_id=ids.eos_id or 0,
-        )
-    )
-    return TranslationRun(
-        model=network,
-        data=prepared,
+    return Run(
+        model=Transformer(config),
+        data=made,
+        loss_fn=partial(seq2seq_loss_fn, smoothing=data.smoothing),
         train_config=train_config,
-        smoothing=data.smoothing,
-        language="zh" if data.data == "town" else data.target,
         out=out,
+        settings=shared("paper", data),
+        scores=translation_scores,
     )
 
 
-def _prepared(data: PairConfig, n_positions: int) -> PreparedPairs:
-    pairs, validation, tests = _sets(data)
-    kept = _kept("training", pairs, pairs, data.min_count)
-    validation = _kept("validation", validation, pairs, data.min_count)
-    tests = {name: _kept(name, found, pairs, data.min_count) for name, found in tests.items()}
-    texts = [text for pair in kept for text in pair]
-    tokenizer = Tokenizer.train(texts, kind=data.tokenizer, vocab_size=data.vocab_size)
+def _data(config: PairConfig, n_positions: int) -> PairData:
+    """One vocabulary for both languages, and batches of the pairs that `min_count` leaves."""
+    sets = _sets(config)
+    kept = {
+        name: frequent(pairs, sets["training"], config.min_count) for name, pairs in sets.items()
+    }
+    if empty := [name for name, pairs in kept.items() if not pairs]:
+        raise DataError(
+            f"min_count = {config.min_count} leaves none of the {len(sets[empty[0]])} pairs of the "
+            f"set {empty[0]!r}"
+        )
+    training, validation, tests = kept.pop("training"), kept.pop("validation"), kept
+    texts = [text for pair in training for text in pair]
+    tokenizer = Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
     options: dict[str, Any] = {
         "pad_id": tokenizer.pad_id,
         "start_id": tokenizer.bos_id,
@@ -141,47 +93,35 @@ def _prepared(data: PairConfig, n_positions: int) -> PreparedPairs:
     }
     for found in tests.values():  # too long a pair is refused now, and not after the training
         Pairs(*encode_pairs(tokenizer, found), **options)
-    rows = Pairs(*encode_pairs(tokenizer, kept), long_pairs="drop", **options)
-    return PreparedPairs(
+    rows = Pairs(*encode_pairs(tokenizer, training), long_pairs="drop", **options)
+    held_out = Pairs(*encode_pairs(tokenizer, validation), **options)
+    return PairData(
         tokenizer=tokenizer,
-        train=Batches(rows, data.batch_size, seed=data.seed, pool=data.pool),
-        validation=Evaluation(
-            Pairs(*encode_pairs(tokenizer, validation), **options), EVALUATION_ROWS
-        ),
+        train=Batches(rows, config.batch_size, seed=config.seed, pool=config.pool),
+        validation=Evaluation(held_out, AT_ONCE),
         tests=tests,
-        kept=len(kept) / len(pairs),
+        language="zh" if config.data == "town" else config.target,
+        kept=len(training) / len(sets["training"]),
         long=rows.long,
     )
 
 
-def _kept(name: str, pairs: list[Pair], training: list[Pair], min_count: int) -> list[Pair]:
-    found = frequent(pairs, training, min_count)
-    if not found:
-        raise DataError(
-            f"min_count = {min_count} leaves none of the {len(pairs)} pairs of the set {name!r}"
-        )
-    return found
-
-
-def _sets(data: PairConfig) -> tuple[list[Pair], list[Pair], dict[str, list[Pair]]]:
-    """Training, validation and test pairs."""
-    if data.data == "town":
-        return (
-            town_pairs(data.pairs, data.seed, "train"),
-            town_pairs(data.held_out, 0, "validation"),
-            {shift: town_pairs(data.held_out, 0, "test", shift) for shift in SHIFTS},
-        )
-    columns: dict[str, Any] = {"source": data.source, "target": data.target}
-    if data.data == "hub":
-        assert data.dataset is not None  # PairConfig has seen to it
-        parts = [
-            load_hub_pairs(data.dataset, split=split, **columns)
-            for split in ("train", "validation", "test")
-        ]
+def _sets(config: PairConfig) -> dict[str, list[Pair]]:
+    """Training and validation pairs, and test sets by their names."""
+    if config.data == "town":
+        return {
+            "training": town_pairs(config.pairs, config.seed, "train"),
+            "validation": town_pairs(config.held_out, 0, "validation"),
+            **{shift: town_pairs(config.held_out, 0, "test", shift) for shift in SHIFTS},
+        }
+    columns: dict[str, Any] = {"source": config.source, "target": config.target}
+    if config.data == "hub":
+        dataset, splits = str(config.dataset), ("train", "validation", "test")
+        parts = [load_hub_pairs(dataset, split=split, **columns) for split in splits]
     else:
-        files = (data.data_files, data.validation_files, data.test_files)
+        files = (config.data_files, config.validation_files, config.test_files)
         parts = [read_pairs(names, **columns) for names in files]
-    return parts[0], parts[1], {"test": parts[2]}
+    return dict(zip(("training", "validation", "test"), parts))
 
 
 def town_pairs(n: int, seed: int, split: str, shift: str = "none") -> list[Pair]:
@@ -213,6 +153,16 @@ def encode_pairs(
     return sources, [[*target, tokenizer.eos_id or 0] for target in targets]
 
 
+def translation_scores(model: Transformer, data: PairData, **options: Any) -> dict[str, Any]:
+    """Exact match, BLEU and chrF of each test set; the options are those of `translate_texts`."""
+    scores = {}
+    for name, pairs in data.tests.items():
+        sources, references = zip(*pairs)
+        written = translate_texts(model, data.tokenizer, sources, **options)
+        scores[name] = score(written, references, data.language)
+    return scores
+
+
 def translate_texts(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -233,7 +183,7 @@ def translate_texts(
         start_id=config.bos_token_id,
         context=config.n_positions,
     )
-    batches = Evaluation(rows, max(1, EVALUATION_ROWS // num_beams))
+    batches = Evaluation(rows, max(1, AT_ONCE // num_beams))
     device = next(model.parameters()).device
     written = [""] * len(texts)
     order = iter(batches.order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -70,28 +70,27 @@ def train(
     resume: bool = False,
     validation: Iterable[Batch] | None = None,
     tokenizer: Any = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Step]:
     r"""Train `model` in place and yield a Step after each update.
 
     `loss_fn(model, batch) -> {name: (sum, count)}`; the loss is $\sum_k S_k / N_k$ with sums and
     counts added over all micro-batches and processes (see `gradients`). `batches` is iterated again
-    and again; with `out` it also has `state_dict()` and `load_state_dict()` of plain values. With n
-    processes an update takes `accumulation` · n batches of the one stream, so that n processes
-    equal one with n times the accumulation.
+    and again; with `out` it has `state_dict()` and `load_state_dict()` of plain values. Of n
+    processes each takes its share, so that they equal one with n times the `accumulation`.
 
     With `out`, checkpoints, the log and `model/` go there: every `save_every` updates, at the end,
     and the last whole update also when the reader leaves the loop (`break`, an error, Ctrl-C,
-    `close()`, the end of the program) or SIGTERM comes. While it computes, Ctrl-C and SIGTERM wait
-    for the update and its evaluation; the exit status is 130 and 143. After an error in an update,
-    and where other processes cannot follow, the newest checkpoint stays and the message names it.
+    `close()`, the end of the program) or SIGTERM comes; while it computes, these signals wait for
+    the update and its evaluation (exit status 130, 143). After an error in an update, and where
+    other processes cannot follow, the newest checkpoint stays and the message names it.
 
-    `resume` continues from the newest checkpoint that verifies, equal to the last bit to a run that
-    was never left, or starts afresh where there is none. The run may become longer or shorter:
-    `max_steps` is free, and cosine and linear follow the new one from there on.
-
-    With `patience` the model ends with its best weights, and `model/` has the best so far. Dropout
-    draws from a state of torch's global generators that is seeded here and given back at each
-    yield.
+    `resume` continues from the newest checkpoint that verifies, or starts afresh, and is equal to
+    the last bit to a run that was never left. `max_steps` may be another one: cosine and linear
+    follow the new length from there on. With `patience` the model ends with its best weights, and
+    `model/` has the best so far. Dropout has its own state of torch's global generators, seeded
+    here and put away at each yield. `settings` is what else the run is made with, as plain values:
+    saved, and refused where a resumed run has others.
 
     Raises ConfigError, DataError (no label counts, no batches), CheckpointError (damaged, or of
     another run), RunInUseError, FloatingPointError (a gradient that is not finite).
@@ -108,12 +107,19 @@ def train(
     device = choose_device(config.device)
     precision = choose_precision(device, config.precision)
     run = _Run(model, batches, loss_fn, config, validation, device, precision)
-    return _steps(run, None if out is None else Path(out), resume, tokenizer)
+    directory = None if out is None else Path(out)
+    return _steps(run, directory, resume, tokenizer, settings or {})
 
 
-def _steps(run: _Run, out: Path | None, resume: bool, tokenizer: Any) -> Iterator[Step]:
+def _steps(
+    run: _Run, out: Path | None, resume: bool, tokenizer: Any, settings: Mapping[str, Any]
+) -> Iterator[Step]:
     with ExitStack() as stack:
-        run.start(stack, out, resume, tokenizer)
+        run.start(stack, out, resume)
+        if run.directory is not None:
+            run.directory.open(run.state, run.config, tokenizer, settings)
+        if run.finished:  # before, and resumed
+            run.state.take_best()
         try:
             while not run.finished:
                 step = run.after(run.update())
@@ -144,7 +150,7 @@ class _Run:
     directory: RunDirectory | None = None
     shared: nn.Module | None = None  # made with the first batch
 
-    def start(self, stack: ExitStack, out: Path | None, resume: bool, tokenizer: Any) -> None:
+    def start(self, stack: ExitStack, out: Path | None, resume: bool) -> None:
         """Everything before the first update; what is opened here closes with `stack`."""
         config = self.config
         self.device = parallel.join(self.device)
@@ -170,10 +176,6 @@ class _Run:
         self.start_of_validation = self.validation.state_dict() if resumable else None
         batches = endless(self.batches, parallel.rank(), parallel.world_size(), self.device)
         self._batches: Iterator[Batch] = stack.enter_context(closing(batches))
-        if self.directory is not None:
-            self.directory.open(self.state, config, tokenizer)
-        if self.finished:  # before, and resumed
-            self.state.take_best()
 
     @property
     def finished(self) -> bool:
@@ -189,8 +191,7 @@ class _Run:
             self.loss_module.train()
         number = progress.step + 1
         rate = learning_rate(number, config)
-        for optimizer in self.optimizers:
-            set_learning_rate(optimizer, rate)
+        set_learning_rate(self.optimizers, rate)
         losses, norm, tokens = self._norm_and_losses(self._differentiate(number))
         loss = sum(losses.values())
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -259,23 +260,21 @@ class _Run:
 
     def _skip(self, number: int, loss: float, norm: float) -> None:
         """Leave this update out, or stop: the optimizer never sees a value that is not finite."""
-        progress = self.progress
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        in_a_row = self.progress.skipped_in_a_row
         # fp16 finds its loss scale by overflowing: only a loss that is not finite is a fault then.
         searching = self.scaler.is_enabled() and math.isfinite(loss)
-        tired = progress.skipped_in_a_row >= SKIPPED_IN_A_ROW
-        if (self.config.non_finite == "stop" and not searching) or tired:
+        if (self.config.non_finite == "stop" and not searching) or in_a_row >= SKIPPED_IN_A_ROW:
             raise FloatingPointError(
                 f"the gradient is not finite in update {number}: loss {loss:.4g}, norm {norm:.4g}, "
-                f"{progress.skipped_in_a_row} in a row; the weights are as before. Lower lr, "
+                f"{in_a_row} in a row; the weights are as before. Lower lr, "
                 "lengthen warmup_steps or leave such batches out with non_finite='skip'"
             )
 
     def after(self, step: Step) -> Step:
         """Evaluate, log and save where one is due."""
-        every = self.config.eval_every
-        last = step.step >= self.config.max_steps
+        every, last = self.config.eval_every, step.step >= self.config.max_steps
         if self.validation is not None and (last or (every and step.step % every == 0)):
             step = replace(step, validation=self._evaluate())
         if self.directory is not None:

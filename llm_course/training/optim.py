@@ -138,9 +138,9 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
     """Set the rate of every group: `rate` times the group's `lr_scale`."""
-    for group in optimizer.param_groups:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate * group["lr_scale"]
 
 

@@ -37,6 +37,7 @@ SUMMARY_KEYS = (
     "val_nats_per_char",
     "floor_ratio",
     "test",  # a dict of scores
+    "start",  # of the weights: paper, lab, checkpoint, scratch
     "seconds",
     "tokens_per_second",
     "parameters",
@@ -158,13 +159,18 @@ class RunDirectory:
             self.close()
             raise
 
-    def open(self, state: RunState, config: TrainConfig, tokenizer: Any) -> None:
+    def open(
+        self, state: RunState, config: TrainConfig, tokenizer: Any, settings: Mapping[str, Any]
+    ) -> None:
         """Bring `state` to the newest checkpoint that verifies, if wanted, and open the log.
 
         Raises CheckpointError (damaged, of another run, of another model).
         """
         self._state, self._config, self._tokenizer = state, config, tokenizer
-        self._made_with = made_with(state.model, state.batches, config, tokenizer_hash(tokenizer))
+        self._made_with = {
+            **made_with(state.model, state.batches, config, tokenizer_hash(tokenizer)),
+            **{f"settings.{name}": value for name, value in settings.items()},
+        }
         if self.resume:
             self._load()
         if parallel.rank() == 0:

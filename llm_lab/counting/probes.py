@@ -14,7 +14,8 @@ from llm_course.losses.chunked import IGNORE
 from llm_course.losses.classes import answer_loss_fn
 from llm_course.losses.masked import INPUTS
 from llm_course.recipes.finetune import FineTuneRun
-from llm_course.recipes.predictor import EVALUATION_ROWS, Predictor
+from llm_course.recipes.predictor import Predictor
+from llm_course.recipes.run import EVALUATION_ROWS
 from llm_course.training.evaluate import evaluating
 
 ANSWER_STEPS = 300

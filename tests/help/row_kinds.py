@@ -36,7 +36,7 @@ def documents() -> list[list[int]]:
     return [[1, *text, 2] for text in texts(300, 38, 17)]
 
 
-def stories(n: int = 220) -> list[list[list[int]]]:
+def stories(n: int = 90) -> list[list[list[int]]]:
     """Documents of 2 to 6 sentences of 2 to 8 ids."""
     return [[ids(i + j, 2 + (i + 3 * j) % 7) for j in range(2 + i % 5)] for i in range(n)]
 

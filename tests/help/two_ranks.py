@@ -99,7 +99,8 @@ def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **cha
             os.kill(os.getpid(), signal.SIGTERM)
         if last.step == int(os.environ.get("BREAK_AT", "-1")):
             break
-    weights = gathered(model_slots(model))  # all processes call it
+    weights = gathered(model_slots(model))  # all processes call it, and the first one keeps it
+    assert (rank() == 0) == bool(weights)
     if rank() == 0 and last is not None and last.validation is not None:
         weights["validation"] = torch.tensor(last.validation["loss"], dtype=torch.float64)
         weights["tokens"] = torch.tensor(last.tokens, dtype=torch.float64)

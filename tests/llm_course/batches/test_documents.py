@@ -145,16 +145,12 @@ def test_single_documents_are_there_once_and_all_but_their_bos_counts() -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_documents_longer_than_the_context_are_an_error_or_cut_and_counted() -> None:
+def test_documents_longer_than_the_context_are_counted_in_an_error() -> None:
     documents = [*some_documents(60), [BOS] + [7] * 40 + [EOS]]
     message = r"1 of 61 documents are longer than context = 32 tokens, the longest has 42"
-    for kind in (PackedDocuments, SingleDocuments):
-        with pytest.raises(DataError, match=message):
-            kind(documents, context=32)
-        cut = kind(documents, context=32, long_documents="cut")
-        assert cut.long == 1
-        assert cut.documents.lengths.tolist() == [min(len(d), 32) for d in documents]
-        assert kind(documents, context=64).long == 0
+    with pytest.raises(DataError, match=message):
+        PackedDocuments(documents, 32)
+    assert PackedDocuments(documents, 42).documents.lengths.max() == 42
 
 
 def test_the_fingerprint_tells_other_documents_and_other_rows_apart() -> None:
@@ -174,8 +170,6 @@ def test_the_fingerprint_tells_other_documents_and_other_rows_apart() -> None:
 DOCUMENTS = some_documents(40)
 REFUSED = [
     (ConfigError, "context must be at least 2, got 1", lambda: PackedDocuments(DOCUMENTS, 1)),
-    (ConfigError, "long_documents must be one of error, cut, got 'keep'",
-     lambda: PackedDocuments(DOCUMENTS, 32, long_documents="keep")),
     (DataError, "at least one document, got none", lambda: PackedDocuments([], 8)),
     (DataError, "at least one document, got none", lambda: SingleDocuments([])),
     (DataError, r"document 1 must have at least 2 tokens, got 0",

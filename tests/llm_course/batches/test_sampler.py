@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from row_kinds import KINDS, digest, documents, labelled, same, stories, texts
+from row_kinds import KINDS, digest, documents, labelled, same, texts
 from torch import Tensor
 
 from llm_course.batches import sampler
@@ -35,9 +35,9 @@ ORDERS = {
     "few blocks": "8cf93dac0d2e41f3",
     "pairs": "aaefcac500be8e1c",
     "labelled rows": "4f9f4dde78adb097",
-    "sentence pairs": "4e43dba2437462c7",
-    "sentence pairs, one a row": "0d2643276e5170ce",
-    "sentences without pairs": "152821f8c3785429",
+    "sentence pairs": "60fbe0bf3b2bbf7f",
+    "sentence pairs, one a row": "d15d8efa594ca0b0",
+    "sentences without pairs": "1d62a3daf9b034d8",
 }
 
 
@@ -52,7 +52,7 @@ def test_the_order_of_every_kind_is_the_one_that_recorded_results_have(kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", [0, 1, 13, 14, 40])
+@pytest.mark.parametrize("stop", [0, 3, 13, 40])
 def test_resume_gives_the_very_batches_of_an_uninterrupted_run(kind: str, stop: int) -> None:
     expected = list(islice(made(kind), stop + 20))[stop:]
     first = made(kind)
@@ -281,9 +281,11 @@ def test_a_state_taken_with_batches_in_store_resumes_with_the_very_next_one(work
     expected = list(islice(made("sentence pairs"), 60))
     first = made("sentence pairs", workers=workers)
     stream = iter(first)
-    for stop in (1, 8, 9, 23):  # a pass has 8 batches
-        while first.epoch * 8 + first.offset < stop:
+    taken = 0
+    for stop in (1, 3, 4, 23):  # a pass has 3 or 4 batches
+        for _ in range(stop - taken):
             next(stream)
+        taken = stop
         other = made("sentence pairs", workers=2 - workers)
         other.load_state_dict(json.loads(json.dumps(first.state_dict())))
         for a, b in zip(islice(other, 12), expected[stop : stop + 12], strict=True):
@@ -418,12 +420,11 @@ def test_beside_a_gpu_batches_are_pinned_and_the_same() -> None:
         assert all(same(a, b) for a, b in zip(pinned, made("documents")))
 
 
-def test_stories_are_enough_for_several_passes() -> None:
+def test_passes_of_packed_rows_have_different_lengths() -> None:
     """A control of the tests above: their data make passes of different lengths."""
     batches = made("sentence pairs")
     sizes = []
-    for epoch in range(6):
+    for epoch in range(20):
         batches.epoch, batches.offset = epoch, 0
         sizes.append(batches.n_rows)
     assert len(set(sizes)) > 1
-    assert len(stories()) == 220

@@ -34,7 +34,8 @@ from llm_course.data.examples import (
 from llm_course.errors import CheckpointError, ConfigError, DataError, HeldOutError
 from llm_course.presets import find_preset
 from llm_course.recipes.finetune import FineTuneRun, prepare_finetune
-from llm_course.recipes.predictor import FORMS, AnswerPrediction, Predictor, TaskSettings
+from llm_course.recipes.predictor import Predictor, TaskSettings
+from llm_course.recipes.tasks import TASKS, AnswerPrediction
 from llm_town import generate_documents
 
 OPENS_AS = {
@@ -134,7 +135,7 @@ def test_the_weights_are_those_of_the_checkpoint_unless_it_begins_from_scratch(
     other = dataclasses.replace(SHORT, seed=1)
     again = short("tag", checkpoint, train_config=other)
     assert differs(again.model.head.weight, loaded.model.head.weight)
-    assert again.batches.seed == 1
+    assert again.data.train.seed == 1
 
 
 def test_one_seed_gives_one_result(checkpoint: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(checkpoint: Path, tmp_path: Path)
         )
         assert whole.dev_scores() == resumed.dev_scores()
     other = {"train_config": config, "train_blocks": 0, "out": tmp_path / "broken1"}
-    with pytest.raises(CheckpointError, match="21 tensors were frozen and 37 are"):
+    with pytest.raises(CheckpointError, match="frozen tensors was 21 and is 37"):
         finish(short("tag", checkpoint, **other), resume=True)
 
 
@@ -287,11 +288,11 @@ def test_texts_that_do_not_fit_are_cut_and_counted(checkpoint: Path) -> None:
     long, tiny = TextExample(" ".join(words * 30), "a"), TextExample("one", "b")
     splits = Splits([long, tiny], [TextExample("two", "b")])
     run = prepare_finetune("classify", splits, checkpoint=checkpoint, context=12)
-    assert run.encoded["train"].cut == 1
+    assert run.data.encoded["train"].cut == 1
     n_ids = len(run.predictor.tokenizer.encode(long.text))
-    assert run.encoded["train"].left_out == [n_ids - 10, 0]
-    assert run.encoded["train"].report() == f"2 examples, 1 cut ({n_ids - 10} tokens left out)"
-    assert run.encoded["dev"].report() == "1 example, 0 cut"
+    assert run.data.encoded["train"].left_out == [n_ids - 10, 0]
+    assert run.data.encoded["train"].report() == f"2 examples, 1 cut ({n_ids - 10} tokens left out)"
+    assert run.data.encoded["dev"].report() == "1 example, 0 cut"
 
 
 def test_words_that_do_not_fit_have_no_entity_and_are_counted(checkpoint: Path) -> None:
@@ -300,7 +301,7 @@ def test_words_that_do_not_fit_have_no_entity_and_are_counted(checkpoint: Path) 
     other = TaggedExample(("one", "\u200b", "two"), ("O", "B-PERSON", "O"))
     dev = [TaggedExample(("two",), ("O",))]
     run = prepare_finetune("tag", Splits([example, other], dev), checkpoint=checkpoint, context=16)
-    assert 0 < run.encoded["train"].left_out[0] < 40
+    assert 0 < run.data.encoded["train"].left_out[0] < 40
     long, odd = run.predict([example, other])
     assert len(long.tags) == 40
     assert set(long.tags[-long.left_out :]) == {"O"}
@@ -308,8 +309,8 @@ def test_words_that_do_not_fit_have_no_entity_and_are_counted(checkpoint: Path) 
     assert odd.left_out == 0
     whole = TaggedExample(("zxqv" * 20, "x"), ("B-PERSON", "O"))
     run = prepare_finetune("tag", Splits([whole, other], dev), checkpoint=checkpoint, context=16)
-    assert run.encoded["train"].unlearnable == 1
-    assert run.batches.n_rows == 1  # a row without a label teaches nothing
+    assert run.data.encoded["train"].unlearnable == 1
+    assert run.data.train.n_rows == 1  # a row without a label teaches nothing
 
 
 class _Reads(torch.nn.Module):
@@ -391,7 +392,7 @@ def test_a_preset_suits_the_size_and_a_frozen_model_learns_faster(checkpoint: Pa
     run = prepare_finetune("classify", splits, checkpoint=checkpoint)
     small = find_preset("finetune", "small")
     assert run.train_config.lr == small.train.lr
-    assert run.train_config.max_steps == small.data.epochs * run.batches.batches_per_epoch
+    assert run.train_config.max_steps == small.data.epochs * run.data.train.batches_per_epoch
     frozen = prepare_finetune("classify", splits, checkpoint=checkpoint, train_blocks=0)
     assert frozen.train_config.lr == small.data.frozen_lr > small.train.lr
     assert 2e-5 <= find_preset("finetune", "published").train.lr <= 5e-5
@@ -403,7 +404,7 @@ def test_a_preset_suits_the_size_and_a_frozen_model_learns_faster(checkpoint: Pa
     ("options", "message"),
     [
         ({"train_blocks": 3}, "n_blocks must be from 0 to 2, got 3"),
-        ({"train_blocks": -1}, "n_blocks must be from 0 to 2, got -1"),
+        ({"train_blocks": -1}, "train_blocks must be at least 0, got -1"),
         ({"context": 161}, "n_positions = 160, got 161"),
         ({"context": 4}, "context must be at least 8, got 4"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
@@ -433,7 +434,7 @@ def test_settings_out_of_range_are_refused(
 def test_few_examples_are_one_batch_and_none_is_an_error(checkpoint: Path) -> None:
     few = Splits([TextExample("a", "x"), TextExample("b", "y")], [TextExample("c", "x")])
     run = prepare_finetune("classify", few, checkpoint=checkpoint, batch_size=64)
-    assert run.batches.batch_size == 2
+    assert run.data.train.batch_size == 2
     for context in range(8, 20):  # the shortest rows, with the stride that nobody chose
         short("qa", checkpoint, context=context)
     assert run.predict([]) == []
@@ -442,7 +443,7 @@ def test_few_examples_are_one_batch_and_none_is_an_error(checkpoint: Path) -> No
 
 
 def test_every_task_has_a_form_and_a_way_to_open_it() -> None:
-    assert set(FORMS) == set(OPENS_AS) == set(KINDS)
+    assert set(TASKS) == set(OPENS_AS) == set(KINDS)
 
 
 @pytest.mark.parametrize("task", ["classify", "tag", "qa", "pair"])

@@ -15,13 +15,15 @@ import torch
 from parity import perturbed
 from torch import Tensor
 
-from llm_course.configs import BERTConfig, DataConfig, GPTConfig, TrainConfig
+from llm_course.configs import BERTConfig, BERTDataConfig, DataConfig, GPTConfig, TrainConfig
 from llm_course.data.corpora import split_documents
 from llm_course.models.gpt import GPT
 from llm_course.presets import find_preset
 from llm_course.recipes.pretrain_bert import prepare_bert
-from llm_course.recipes.pretrain_gpt import GPTRun, prepare_gpt
+from llm_course.recipes.pretrain_gpt import prepare_gpt
+from llm_course.recipes.run import Run
 from llm_course.tokenizers.library import Tokenizer
+from llm_lab import starts
 from llm_town import Document, generate_documents
 
 SIZES: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_heads": 2, "n_positions": 160}
@@ -30,16 +32,16 @@ TRAIN = TrainConfig(max_steps=2, warmup_steps=1, device="cpu", precision="fp32")
 Stories = set[tuple[int, ...]]
 
 
-def gpt_run(data: DataConfig) -> GPTRun:
+def gpt_run(data: DataConfig) -> Run:
     return prepare_gpt(GPTConfig(**SIZES), data, TRAIN)
 
 
 def bert_run(data: DataConfig) -> Any:
-    data = dataclasses.replace(data, tokenizer="wordpiece")
-    return prepare_bert(BERTConfig(**SIZES, d_ff=32), data, TRAIN, next_sentence=False)
+    read = BERTDataConfig(**(vars(data) | {"tokenizer": "wordpiece", "next_sentence": False}))
+    return prepare_bert(BERTConfig(**SIZES, d_ff=32), read, TRAIN)
 
 
-def uniform(run: GPTRun) -> GPTRun:
+def uniform(run: Run) -> Run:
     """The run with a model that gives each token the probability 1 / V, so that nats are counts."""
     with torch.no_grad():
         for parameter in run.model.parameters():
@@ -78,7 +80,7 @@ def test_town_is_trained_on_and_judged_by_stories_of_different_splits(prepare: A
     assert len(trained & told(data.tokenizer, "train", TOWN.documents)) > TOWN.documents / 3
 
 
-def counted(run: GPTRun, stories: list[Document], context: int) -> dict[str, float]:
+def counted(run: Run, stories: list[Document], context: int) -> dict[str, float]:
     """What the summary of a uniform model must say if it is judged by these stories."""
     tokens = run.data.tokenizer
     rows = tokens.encode_documents([story.text for story in stories])
@@ -146,9 +148,9 @@ def test_of_a_document_that_is_cut_only_what_is_read_counts_as_characters(tmp_pa
 def test_the_scores_of_bert_are_those_of_its_two_tasks_without_dropout(tmp_path: Path) -> None:
     stories = "\n\n".join(story.text for story in generate_documents(90, 0, "train"))
     (tmp_path / "mine.txt").write_text(stories)
-    data = DataConfig(
+    data = BERTDataConfig(
         data="files", data_files=(str(tmp_path / "mine.txt"),), validation=0.5,
-        tokenizer="wordpiece", vocab_size=300, context=64, batch_size=4,
+        vocab_size=300, context=64, batch_size=4,
     )  # fmt: skip
     run = prepare_bert(BERTConfig(**SIZES, d_ff=32, dropout=0.5), data, TRAIN)
     perturbed(run.model).train()
@@ -191,7 +193,7 @@ def test_a_run_begins_with_the_weights_that_its_seed_and_its_data_ask_for(tmp_pa
         torch.manual_seed(3)
         fresh = GPT(run.model.config)
         if copying:
-            fresh.reset_to_copying()
+            starts.copying(fresh)
         return all(torch.equal(a, b) for a, b in zip(run.model.parameters(), fresh.parameters()))
 
     for data, copies in ((TOWN, True), (table(tmp_path), False)):
@@ -211,7 +213,7 @@ def test_a_run_begins_with_the_weights_that_its_seed_and_its_data_ask_for(tmp_pa
         ({"d_model": 96}, {"d_model": 96, "d_ff": 384}),
         ({"d_model": 96, "d_ff": 100}, {"d_model": 96, "d_ff": 100}),
         ({"dataset": "a/b"}, {"data": "hub", "dataset": "a/b"}),
-        ({"data_files": ["a.txt"]}, {"data": "files", "data_files": ("a.txt",)}),
+        ({"data_files": ("a.txt",)}, {"data": "files", "data_files": ("a.txt",)}),
     ],
 )
 def test_an_option_takes_along_what_hangs_on_it_and_nothing_else(
@@ -219,10 +221,9 @@ def test_an_option_takes_along_what_hangs_on_it_and_nothing_else(
 ) -> None:
     def flat(options: dict[str, Any]) -> dict[str, Any]:
         chosen = find_preset("gpt", "t4").with_options(options)
-        model, data, training = chosen.model, chosen.data, chosen.train
         return {
             (type(part).__name__, name): value
-            for part in (model, data, training)
+            for part in (chosen.model, chosen.data, chosen.train)
             for name, value in vars(part).items()
         }
 

@@ -209,7 +209,7 @@ def test_the_vocabulary_of_a_translator_is_that_of_its_training_pairs(tmp_path: 
 
 
 def test_the_reported_loss_is_that_of_the_text_without_label_smoothing() -> None:
-    run = prepare_translation(MODEL, TOWN, TRAIN, smoothing=0.3)
+    run = prepare_translation(MODEL, dataclasses.replace(TOWN, smoothing=0.3), TRAIN)
     perturbed(run.model)
     plain, smooth = (
         evaluate(run.model, run.data.validation, partial(seq2seq_loss_fn, smoothing=s))["loss"]

@@ -13,7 +13,6 @@ from training_cases import ShuffledBatches, TinyConfig, TinyLM, lm_loss, referen
 from llm_course.configs import GPTConfig, TrainConfig
 from llm_course.errors import ConfigError
 from llm_course.models.gpt import GPT
-from llm_course.training.devices import choose_device, choose_precision
 from llm_course.training.loop import train
 from llm_course.training.optim import (
     clip_gradients,
@@ -77,7 +76,7 @@ def test_only_matrices_decay() -> None:
 def test_embeddings_and_a_tied_head_have_a_rate_of_their_own() -> None:
     model = GPT(GPTConfig(vocab_size=11, n_layers=1, d_model=8, n_heads=2, n_positions=6))
     (optimizer,) = make_optimizers(model, TrainConfig(embedding_lr_scale=4.0))
-    set_learning_rate(optimizer, 0.5)
+    set_learning_rate([optimizer], 0.5)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == (2.0 if "embedding" in name else 0.5), name
@@ -224,73 +223,3 @@ def test_clipping_equals_torch(clip_norm: float) -> None:
     torch.testing.assert_close(norm, expected)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a.grad, b.grad)
-
-
-@pytest.mark.parametrize(
-    ("bf16", "amx", "expected"),
-    [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")],
-)
-def test_a_processor_gets_bf16_only_where_it_is_fast(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    chosen = choose_precision("cpu")
-    assert chosen.name == expected
-    assert "avx512_bf16" in str(chosen) or "AMX" in str(chosen)
-    assert choose_precision("cpu", "fp32").name == "fp32"
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")],
-)
-def test_a_gpu_gets_what_it_has_natively(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    chosen = choose_precision("cuda")
-    assert chosen.name == expected
-    assert "Some GPU" in chosen.reason
-    if expected != "bf16":
-        with pytest.raises(ConfigError, match=r"bf16.*Some GPU"):
-            choose_precision("cuda", "bf16")
-
-
-def test_devices_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cuda:99"):
-        choose_device("cuda:99")
-    with pytest.raises(ConfigError, match="'tpu'"):
-        choose_device("tpu")
-    with pytest.raises(ConfigError, match="'fp8'"):
-        choose_precision("cpu", "fp8")
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_learns_as_fp32_does(precision: str) -> None:
-    losses, formats = {}, {}
-    for name in ("fp32", precision):
-        config = reference_config(max_steps=12, precision=name, save_every=0)
-        model = TinyLM(TinyConfig(dropout=0.0))
-        seen: set[torch.dtype] = set()
-        model.layers[0].w_1.register_forward_hook(lambda *call, seen=seen: seen.add(call[-1].dtype))
-        losses[name] = [s.loss for s in train(model, ShuffledBatches(), lm_loss, config)]
-        assert all(p.dtype == torch.float32 for p in model.parameters())
-        formats[name] = seen
-    assert losses[precision] == pytest.approx(losses["fp32"], rel=2e-2)
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert formats == {"fp32": {torch.float32}, precision: {low}}
-
-
-def test_fp16_skips_what_overflows_and_lowers_its_scale() -> None:
-    config = reference_config(max_steps=8, precision="fp16", save_every=0, non_finite="stop")
-    steps = list(train(TinyLM(), ShuffledBatches(), huge_gradient, config))
-    skipped = [step.skipped for step in steps]
-    assert skipped[0]
-    assert not skipped[-1]  # the scale was halved until the gradient fitted
-
-
-def huge_gradient(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict:
-    total, count = lm_loss(model, batch)["lm"]
-    return {"lm": (total * 100, count)}

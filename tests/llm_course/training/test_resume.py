@@ -271,13 +271,23 @@ def test_the_last_whole_update_is_saved_when_the_reader_leaves(tmp_path: Path, l
 
 
 def test_ctrl_c_between_two_updates_saves_even_where_the_loop_is_not_closed(tmp_path: Path) -> None:
-    steps = steps_of(tmp_path)
+    inside: list[int] = []
+
+    def interrupted(model: Any, batch: Batch) -> Any:
+        if inside:
+            os.kill(os.getpid(), inside.pop())
+        return lm_loss(model, batch)
+
+    config = reference_config(save_every=0)
+    steps: Any = train(TinyLM(), ShuffledBatches(), interrupted, config, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         leave_at_the_fifth(steps, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert newest(tmp_path) == 5  # while `steps` is alive, and may even go on
     assert next(steps).step == 6
-    steps.close()
-    assert newest(tmp_path) == 6
+    inside.append(signal.SIGINT)  # the next one waits for its update again
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    assert newest(tmp_path) == 7
 
 
 def test_sigterm_at_a_yield_is_saved_at_once_and_heard_at_the_end(tmp_path: Path) -> None:
