@@ -18,6 +18,8 @@ from llm_course.batches.sampler import Batch, Keys, Rows, at_least
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE
 
+CANDIDATES = 20  # the likeliest first and last tokens of an answer, of which all pairs are tried
+
 
 @dataclass(frozen=True)
 class Row:
@@ -200,17 +202,14 @@ def best_answer(
     windows: Sequence[tuple[Window, Sequence[float], Sequence[float]]],
     text: str,
     longest: int,
-    candidates: int = 20,
 ) -> tuple[str, float]:
     """The text of `best_place`, and its score."""
-    found = best_place(windows, longest, candidates)
+    found = best_place(windows, longest)
     return text[found.start : found.end], found.score
 
 
 def best_place(
-    windows: Sequence[tuple[Window, Sequence[float], Sequence[float]]],
-    longest: int,
-    candidates: int = 20,
+    windows: Sequence[tuple[Window, Sequence[float], Sequence[float]]], longest: int
 ) -> Found:
     """The stretch of the text whose first and last token have the largest sum of scores.
 
@@ -221,8 +220,8 @@ def best_place(
     for window, start, end in windows:
         none = min(none, start[0] + end[0])
         allowed = [i for i, place in enumerate(window.offsets) if place is not None]
-        firsts = sorted(allowed, key=lambda i: -start[i])[:candidates]
-        lasts = sorted(allowed, key=lambda i: -end[i])[:candidates]
+        firsts = sorted(allowed, key=lambda i: -start[i])[:CANDIDATES]
+        lasts = sorted(allowed, key=lambda i: -end[i])[:CANDIDATES]
         for first in firsts:
             for last in lasts:
                 score = start[first] + end[last]

@@ -63,24 +63,16 @@ class Batches:
     its gradient a poorer sample. Rows that do not fill a batch are left out of the pass.
 
     The state counts the batches that were taken, not those that workers have in store.
-    `workers=None` gathers in this process, beside a GPU in two others.
 
     Raises ConfigError (sizes or seed out of range), DataError (fewer rows than a batch).
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        pool: int = POOL,
-        workers: int | None = None,
-    ) -> None:
+    workers: int | None = None  # processes that gather; None: two beside a GPU, else none
+
+    def __init__(self, rows: Rows, batch_size: int, *, seed: int = 0, pool: int = POOL) -> None:
         at_least(1, batch_size=batch_size, pool=pool)
         at_least(0, seed=seed)
         self.rows, self.batch_size, self.seed, self.pool = rows, batch_size, seed, pool
-        self.workers = workers
         self.epoch = 0
         self.offset = 0  # batches of this pass that were taken, by all processes together
         self._fingerprint = ""
@@ -172,9 +164,11 @@ class Evaluation:
     `.order` gives for each row, over all batches, its number.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, *, workers: int | None = None) -> None:
+    workers: int | None = None  # as those of `Batches`
+
+    def __init__(self, rows: Rows, batch_size: int) -> None:
         at_least(1, batch_size=batch_size)
-        self.rows, self.batch_size, self.workers = rows, batch_size, workers
+        self.rows, self.batch_size = rows, batch_size
         longest_first = [-side for side in rows.lengths] or [np.arange(len(rows))]
         self.order: list[int] = np.lexsort(longest_first).tolist()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,12 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "sentence pairs, one a row": lambda: SentencePairs(stories(), 80, SILENT, packed=False),
     "sentences without pairs": lambda: SentencePairs(stories(), 80, SILENT, next_sentence=False),
 }
+
+
+def with_workers(batches: Any, workers: int | None) -> Any:
+    """The same batches, gathered by so many processes."""
+    batches.workers = workers
+    return batches
 
 
 def digest(batches: Iterable[dict[str, Tensor]], n: int = 80) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import torch.distributed.checkpoint  # once, and not in every child
 from killed_run import start, wait
-from row_kinds import MASKING, VOCAB, stories
+from row_kinds import MASKING, VOCAB, stories, with_workers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_cases import (
@@ -69,9 +69,9 @@ def bert_parts(workers: int) -> tuple[Any, Any, Any]:
     for name, parameter in model.named_parameters():
         if name.endswith("w_k.bias"):  # its gradient is pure rounding, see TinyBlock
             parameter.requires_grad_(False)
-    batches = Batches(SentencePairs(stories(90), 80, MASKING), 4, workers=workers)
+    batches = with_workers(Batches(SentencePairs(stories(), 80, MASKING), 4), workers)
     fixed = FixedPairs(SentencePairs(stories(20), 80, MASKING))
-    return model, batches, Evaluation(fixed, 8, workers=workers)
+    return model, batches, with_workers(Evaluation(fixed, 8), workers)
 
 
 def learn(target: Path, loss_fn: Callable[..., Any], dropout: float = 0.0, **changes: Any) -> None:

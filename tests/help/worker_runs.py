@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from killed_run import start, wait
-from row_kinds import MASKING, VOCAB, documents, stories
+from row_kinds import MASKING, VOCAB, documents, stories, with_workers
 from training_cases import digest
 
 from llm_course.batches.documents import PackedDocuments, SingleDocuments
@@ -45,13 +45,13 @@ def parts(family: str, workers: int) -> tuple[Any, Batches, Evaluation, Any]:
     torch.manual_seed(0)
     if family == "gpt":
         gpt = GPT(GPTConfig(n_positions=48, dropout=0.1, **SIZE))
-        held_out = Evaluation(SingleDocuments(documents()[:40]), 8, workers=workers)
-        rows = PackedDocuments(documents(), 48)
-        return gpt, Batches(rows, 8, workers=workers), held_out, causal_loss_fn
+        held_out = with_workers(Evaluation(SingleDocuments(documents()[:40]), 8), workers)
+        batches = with_workers(Batches(PackedDocuments(documents(), 48), 8), workers)
+        return gpt, batches, held_out, causal_loss_fn
     bert = BERT(BERTConfig(n_positions=80, d_ff=32, dropout=0.1, **SIZE))
     fixed = FixedPairs(SentencePairs(stories(20), 80, MASKING))
-    batches = Batches(SentencePairs(stories(), 80, MASKING), 8, workers=workers)
-    return bert, batches, Evaluation(fixed, 8, workers=workers), bert_loss_fn
+    batches = with_workers(Batches(SentencePairs(stories(), 80, MASKING), 8), workers)
+    return bert, batches, with_workers(Evaluation(fixed, 8), workers), bert_loss_fn
 
 
 def run(out: Path, family: str, workers: int, end: str = "") -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_kinds import with_workers
 
 from llm_course.batches.blocks import Blocks, Windows
 from llm_course.batches.sampler import Batches, Evaluation
@@ -49,7 +50,7 @@ def test_a_memory_mapped_text_gives_the_same_batches_and_stays_on_the_disk(tmp_p
     assert isinstance(ours.ids, np.memmap)
     assert ours.fingerprint() == expected.fingerprint() != Blocks(mapped, 16).fingerprint()
     for workers in (0, 2):
-        pairs = zip(islice(Batches(ours, 4, workers=workers), 50), Batches(expected, 4))
+        pairs = zip(islice(with_workers(Batches(ours, 4), workers), 50), Batches(expected, 4))
         assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in pairs)
 
 

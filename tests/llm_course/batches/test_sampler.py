@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from row_kinds import KINDS, digest, documents, labelled, same, texts
+from row_kinds import KINDS, digest, documents, labelled, same, texts, with_workers
 from torch import Tensor
 
 from llm_course.batches import sampler
@@ -41,8 +41,10 @@ ORDERS = {
 }
 
 
-def made(kind: str, batch_size: int = 8, **options: Any) -> Batches:
-    return Batches(KINDS[kind](), batch_size, **{"seed": 5, **options})
+def made(
+    kind: str, batch_size: int = 8, workers: int | None = None, seed: int = 5, **options: Any
+) -> Batches:
+    return with_workers(Batches(KINDS[kind](), batch_size, seed=seed, **options), workers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,7 +296,7 @@ def test_a_state_taken_with_batches_in_store_resumes_with_the_very_next_one(work
 
 def test_an_evaluation_does_not_depend_on_the_number_of_workers() -> None:
     for kind, rows in ended().items():
-        alone, beside = Evaluation(rows, 16), Evaluation(rows, 16, workers=2)
+        alone, beside = Evaluation(rows, 16), with_workers(Evaluation(rows, 16), 2)
         assert all(same(a, b) for a, b in zip(alone, beside, strict=True)), kind
 
 
@@ -303,7 +305,7 @@ def test_nobody_elses_random_numbers_are_touched(workers: int) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     list(islice(made("sentence pairs", workers=workers), 20))
-    list(Evaluation(ended()["pairs"], 16, workers=workers))
+    list(with_workers(Evaluation(ended()["pairs"], 16), workers))
     assert torch.equal(torch.get_rng_state(), before[0])
     # (From Python's own generator the type checks of the tests draw.)
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
@@ -317,7 +319,7 @@ class Saying(PackedDocuments):
 
 
 def test_workers_leave_signals_to_the_loop_and_end_with_it() -> None:
-    stream = iter(Batches(Saying(documents(), 48), 4, workers=2))
+    stream = iter(with_workers(Batches(Saying(documents(), 48), 4), 2))
     workers = {int(next(stream)["process"]) for _ in range(8)}
     # As a terminal does with Ctrl-C and a cluster with SIGTERM: all processes get it.
     for number in ("INT", "TERM"):
@@ -332,7 +334,7 @@ def test_workers_leave_signals_to_the_loop_and_end_with_it() -> None:
 
 PROGRAM = """
 import os, signal, sys
-from row_kinds import KINDS
+from row_kinds import KINDS, with_workers
 from llm_course.batches.documents import PackedDocuments
 from llm_course.batches.sampler import Batches
 from llm_course.errors import DataError
@@ -342,7 +344,7 @@ class Broken(PackedDocuments):
 rows = KINDS["documents"]()
 if "broken" in sys.argv:
     rows.__class__ = Broken
-stream = iter(Batches(rows, 4, workers=2))
+stream = iter(with_workers(Batches(rows, 4), 2))
 next(stream)
 if "raise" in sys.argv:
     raise ValueError("over")
@@ -380,7 +382,7 @@ def test_workers_of_a_killed_program_end_by_themselves() -> None:
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
-        stream = iter(Batches(Saying(documents(), 48), 4, workers=2))
+        stream = iter(with_workers(Batches(Saying(documents(), 48), 4), 2))
         for _ in range(8):
             os.write(writing, b"%d " % int(next(stream)["process"]))
         os.write(writing, b"end")

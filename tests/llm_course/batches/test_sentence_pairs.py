@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import perturbed
+from row_kinds import with_workers
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -170,8 +171,7 @@ def test_masks_hang_on_the_seed_the_pass_and_the_row_and_on_nothing_else() -> No
         share = batches(batch_size=2).share(rank, 2, torch.device("cpu"))
         found = masks_of(list(islice(share, reference.n_rows // 4)))
         assert all(expected[row] == masks for row, masks in found.items())
-    beside = batches(batch_size=2)
-    beside.workers = 2
+    beside = with_workers(batches(batch_size=2), 2)
     assert masks_of(one_pass(beside)) == masks_of(one_pass(batches(batch_size=2)))
 
 
