@@ -82,10 +82,8 @@ def generate(
         columns = iter(_search(model, request, num_beams, length_penalty).T)
     else:
         columns = _stream(model, request, _chooser(temperature, top_k, top_p, generator))
-    end = n_prompt
-    for new in columns:
-        ids[:, end] = new
-        end += 1
+    for end, new in enumerate(columns, start=n_prompt + 1):  # at least one: it is checked
+        ids[:, end - 1] = new
     return ids[:, :end]
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from llm_course.configs import TransformerConfig
 from llm_course.errors import WeightsError
 
-# Their names of our activations, of each the one that we write first: gelu_pytorch_tanh and
-# gelu_new are one function.
+# Their names of our activations; of two names for one function we write the first.
 ACTIVATION_NAMES = {
     "relu": "relu",
     "gelu": "gelu",
@@ -182,11 +181,9 @@ BERT_UNTIED = replace(
 
 def bert_with_head(architecture: str, head: str, *, pooler: bool) -> FileLayout:
     """BERT's layout with one new head; pretraining's, and a pooler not used, are not read."""
-    gone, unread = ["mlm_head", "nsp_head"], [r"^cls\."]
-    if not pooler:
-        gone.append("pooler")
-        unread.append(r"^(bert\.)?pooler\.")
-    names = {name: file for name, file in BERT.names.items() if not name.startswith(tuple(gone))}
+    gone = ("mlm_head", "nsp_head") if pooler else ("mlm_head", "nsp_head", "pooler")
+    unread = (r"^cls\.",) if pooler else (r"^cls\.", r"^(bert\.)?pooler\.")
+    names = {name: file for name, file in BERT.names.items() if not name.startswith(gone)}
     return replace(
         BERT,
         architecture=architecture,

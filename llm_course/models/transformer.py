@@ -26,9 +26,6 @@ from llm_course.models.layers import (
 )
 from llm_course.shapes import Float, Int, Mask
 
-# What a config.json says besides the settings.
-OTHER_KEYS = ("architectures", "dtype", "model_type", "transformers_version")
-
 
 def sinusoids(n_positions: int, d_model: int) -> Float[Tensor, "T D"]:
     r"""The position table of §3.5, in float64.
@@ -78,11 +75,16 @@ class TransformerDecoderBlock(nn.Module):
         x: Float[Tensor, "B T D"],
         states: Float[Tensor, "Bs S D"] | None,
         *,
+        mask: Mask | None = None,
         source_mask: Mask | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Attend to the encoder's `states`, or to their keys and values where `cache` has them."""
-        x = self.attn_norm(x + self.dropout(self.attn(x, causal=True, cache=cache)))
+        """Attend to the encoder's `states`, or to their keys and values where `cache` has them.
+
+        `mask` hides the later positions and what else is hidden; None: only the later ones.
+        """
+        attended = self.attn(x, mask=mask, causal=mask is None, cache=cache)
+        x = self.attn_norm(x + self.dropout(attended))
         source = None if cache is None else cache.source
         attended = self.cross_attn(x, states, mask=source_mask, keys_values=source)
         x = self.cross_attn_norm(x + self.dropout(attended))
@@ -177,5 +179,6 @@ class Transformer(EncoderDecoder):
 
     @classmethod
     def config_from_file(cls, raw: dict[str, Any]) -> TransformerConfig:
-        unknown = {key: raw[key] for key in raw if key not in (*cls.layout.settings, *OTHER_KEYS)}
+        others = ("architectures", "dtype", "model_type", "transformers_version")
+        unknown = {key: raw[key] for key in raw if key not in (*cls.layout.settings, *others)}
         return TransformerConfig.from_dict(read_settings(raw, cls.layout) | unknown)

@@ -1,6 +1,6 @@
 """Shared by the tests of the families: references whose every parameter matters, and differences.
 
-`python -m tests.parity` prints the worst differences of every family from its reference:
+`python tests/help/parity.py` prints the worst differences of every family from its reference:
 transformers, or for the Transformer torch.nn.Transformer.
 """
 
@@ -36,10 +36,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Each has `parity_case(seed)`, the differences of one random configuration; see `GATES`.
 FAMILIES = {
-    "GPT": "test_models_gpt",
-    "BERT": "test_models_bert",
-    "T5": "test_models_t5",
-    "Transformer": "test_models_transformer",
+    "GPT": "test_gpt",
+    "BERT": "test_bert",
+    "T5": "test_t5",
+    "Transformer": "test_transformer",
 }
 
 
@@ -191,7 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=30, help="random configurations a family")
     n_cases = parser.parse_args().cases
-    sys.path.insert(0, str(Path(__file__).parent))
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(tests / "llm_course" / "models"), str(tests.parent)]
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     print(f"worst relative differences over {n_cases} random configurations of each family")
