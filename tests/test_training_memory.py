@@ -34,6 +34,7 @@ def faults_of_ten_blocks(what: str) -> tuple[bool | None, int]:
     return kept, faults
 
 
+@pytest.mark.slow
 def test_a_block_of_the_same_size_costs_no_new_pages() -> None:
     kept, faults = faults_of_ten_blocks("keep")
     if not kept:

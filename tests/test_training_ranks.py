@@ -17,6 +17,8 @@ from llm_course.errors import ConfigError
 from llm_course.training.distributed import join
 from llm_course.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
