@@ -12,8 +12,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 NOTEBOOKS := $(wildcard notebooks/*.py)
+# The tests that compute with torch: their answers may not depend on the order in which it adds up.
+NUMERIC := $(wildcard $(patsubst %,tests/test_%*.py,attention bench_packing bert checks generation models objectives \
+  runs training visualize_attention visualize_heads))
 
-.PHONY: help book test lint unit nbval browser-test gpu-test notebooks student coverage-map lab lock clean
+.PHONY: help book test lint unit unit-default nbval browser-test gpu-test notebooks student coverage-map lab lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +68,10 @@ lint: .venv/dev.stamp  ## ruff, types, room order, spelling, workflows
 unit: .venv/dev.stamp  ## the tests of the package, the tools and the pages
 	pytest -n 2 --dist worksteal -m "not compile and not unchecked and not browser"
 	pytest -n 2 --dist worksteal -m "compile or unchecked" --no-shape-checks
+
+unit-default: .venv/dev.stamp  ## the fast half of the unit tests once more, with the processor's vector units switched off
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE pytest -n 2 --dist worksteal \
+	  -m "not slow and not compile and not unchecked and not browser and not gpu" $(NUMERIC)
 
 nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored outputs
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval \

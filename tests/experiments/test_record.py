@@ -15,6 +15,8 @@ from experiments.record import recorded_runs
 from llm_course.cli import main
 from llm_course.models.bert import BERT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ import pytest
 
 from llm_course.cli import main
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--n-layers", "1", "--d-model", "16", "--n-heads", "2", "--batch-size", "4"]
 TINY += ["--context", "16", "--tokenizer", "char", "--device", "cpu", "--precision", "fp32"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}

@@ -180,6 +180,7 @@ class Unmasked(nn.Module):
         return self.stack(input_ids, attention_mask=mask).mlm_logits
 
 
+@pytest.mark.slow
 @pytest.mark.covers("K3")
 def test_without_the_mask_the_loss_passes_its_floor_and_nothing_can_be_written() -> None:
     g = torch.Generator().manual_seed(0)
@@ -247,6 +248,7 @@ def f1_after_fine_tuning(body: GPT, few: dict[str, Tensor], unseen: dict[str, Te
     return float(2 * right / (((guess > 0) & counted).sum() + entity.sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.covers("K1")
 def test_a_pretrained_model_needs_fewer_labels_because_of_what_it_knows_about_words() -> None:
     texts = [tokenize(d.text) for d in generate_documents(2000, seed=1, split="train")]

@@ -446,6 +446,7 @@ def test_every_task_has_a_form_and_a_way_to_open_it() -> None:
     assert set(TASKS) == set(OPENS_AS) == set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "tag", "qa", "pair"])
 def test_real_data_go_the_whole_way(task: str, checkpoint: Path, shared_data: Path) -> None:
     names = {

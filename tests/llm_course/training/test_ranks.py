@@ -15,6 +15,8 @@ import torch
 from llm_course.errors import ConfigError
 from llm_course.training.parallel import join
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "help" / "two_ranks.py"
 
 

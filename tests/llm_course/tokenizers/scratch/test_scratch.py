@@ -244,6 +244,7 @@ def test_unigram_training_is_within_one_percent_of_the_librarys_loss_on_town(
     assert loss(Unigram.train(texts, size), held_out) > 1.3 * theirs > 1.3 * ours
 
 
+@pytest.mark.slow
 def test_unigram_training_is_within_one_percent_of_the_librarys_loss_on_shakespeare(
     shared_data: Path,
 ) -> None:
