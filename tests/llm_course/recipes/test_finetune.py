@@ -495,3 +495,28 @@ def test_an_answer_is_right_if_it_is_any_of_those_that_are_accepted(checkpoint: 
         said = AnswerPrediction(text, start, start + len(text), 0.0, 1)
         scores = predictor.score([question], [said])
         assert scores == {"exact_match": expected, "f1": expected}
+
+
+def test_a_score_is_over_all_examples_of_its_set(checkpoint: Path) -> None:
+    parts = {
+        "dev": town_examples("classify", 40, 0, "validation"),
+        "test": town_examples("classify", 70, 0, "test"),
+    }
+    splits = Splits(town_examples("classify", 24, 0), parts["dev"], parts["test"])
+    run = prepare_finetune("classify", splits, checkpoint=checkpoint, train_config=SHORT)
+    by_hand = {
+        name: sum(p.label == e.label for p, e in zip(run.predict(part), part)) / len(part)
+        for name, part in parts.items()
+    }
+    assert run.dev_scores()["accuracy"] == pytest.approx(by_hand["dev"])
+    assert run.test_scores()["accuracy"] == pytest.approx(by_hand["test"])
+    assert all(0.1 < share < 0.9 for share in by_hand.values())
+    assert by_hand["dev"] != by_hand["test"]
+
+
+@pytest.mark.parametrize(("context", "stride"), [(64, 16), (32, 8), (8, 0), (12, 2)])
+def test_windows_overlap_by_a_quarter_of_a_row_unless_another_stride_is_given(
+    context: int, stride: int, checkpoint: Path
+) -> None:
+    assert short("qa", checkpoint, context=context).predictor.settings.stride == stride
+    assert short("qa", checkpoint, context=64, stride=5).predictor.settings.stride == 5
