@@ -13,8 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 NOTEBOOKS := $(wildcard notebooks/*.py)
 # The tests that compute with torch: their answers may not depend on the order in which it adds up.
-NUMERIC := $(wildcard $(patsubst %,tests/test_%*.py,attention bench_packing bert checks generation models objectives \
-  runs training visualize_attention visualize_heads))
+NUMERIC := $(addprefix tests/llm_course/,batches generation losses models recipes training) $(addprefix tests/llm_lab/,checks counting pictures)
 
 .PHONY: help book test lint unit unit-default nbval browser-test gpu-test notebooks student coverage-map lab lock clean
 
