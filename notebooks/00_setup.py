@@ -171,11 +171,14 @@ for document in generate_documents(2, seed=5, split="train"):
 # %% [markdown]
 # ## The sub-packages
 #
-# The package is divided into sub-packages, and each imports only earlier ones. In this order:
-# `corpus` makes text, `tokenizers` turn text into ids, `objectives` turn ids into examples and
-# losses, `models` turn ids into scores, `generation` lets a model write text, `training` changes
-# the weights of a model, and `visualize` draws pictures. The command
-# `make lint` checks the order. So you can read a sub-package without those that come after it.
+# The course has three packages. `llm_town` writes the stories, `llm_course` holds the models and
+# all that trains them, and `llm_lab` what only the book needs: checks of exercises, pictures,
+# counting. Inside `llm_course` each sub-package imports only earlier ones. In this order:
+# `tokenizers` turn text into ids, `data` reads files, `losses` compare scores with labels,
+# `batches` turn ids into batches, `models` turn ids into scores, `generation` lets a model write
+# text, `training` changes the weights of a model, and `recipes` do a task from data to score.
+# The command `make lint` checks the order. So you can read a sub-package without those that come
+# after it.
 #
 # A model is made from a configuration. Configurations check themselves:
 

@@ -601,7 +601,7 @@ def test_a_saved_model_is_read_again_and_saves_to_the_same_bytes(
     ("change", "message"),
     [
         ({"model_type": "marian"}, "model_type must be 'llm_course_transformer', got 'marian'"),
-        ({"n_layer": 2}, "unknown setting 'n_layer' of TransformerConfig, did you mean 'n_layers'"),
+        ({"n_layer": 2}, "unknown setting 'n_layer' of TransformerConfig; did you mean 'n_layers'"),
         ({"d_model": 25}, "d_model must be a multiple of n_heads = 3, got 25"),
     ],
 )
