@@ -74,7 +74,7 @@ unit-default: .venv/dev.stamp  ## the fast half of the unit tests once more, wit
 
 nbval: .venv/dev.stamp  ## execute every notebook and compare with its stored outputs
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -p no:hypothesispytest -n 2 --dist loadfile --nbval \
-	  --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	  --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 
 browser-test: .venv/browser.stamp  ## the attention view and the built pages in a real Chromium, the system's
 	pytest -n 2 --dist worksteal -m browser

@@ -19,7 +19,7 @@
 # weights, measure how far it is from the best possible model, and let a parser judge the stories
 # that it writes.
 #
-# **Needs** [chapter 12](12_gpt_objective.ipynb). **Runs** in 90 seconds on one core.
+# **Needs** [chapter 12](12_gpt_objective.ipynb). **Runs** in two minutes on one core.
 # **Source** {cite:p}`radford2019,sennrich2016`; `llm_town`,
 # `llm_course/training/loop.py`.
 
@@ -395,8 +395,7 @@ print("better than every n-gram that read the same stories")
 # ```{admonition} What you should see
 # :class: see
 # On a CPU with the seed above, the ratio is at most 1.3: much better than counting, and not
-# yet perfect, after little more than one minute on one core. (A processor without bf16 arithmetic needs about twice the
-# time.) If it is much larger, look for the update in which the
+# yet perfect, after about two minutes on one core. If it is much larger, look for the update in which the
 # loss stopped falling. If it is below 1.0, there is a bug in the measurement, for example a story that is in both sets, or an
 # EOS that is not counted. The section *Longer training* shows how far it can go.
 # ```

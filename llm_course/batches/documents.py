@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from llm_course.batches.ragged import Ragged, flatten, keep_apart
+from llm_course.batches.ragged import Ragged, flatten
 from llm_course.batches.sampler import Batch, Keys, Rows, at_least
 from llm_course.errors import DataError
 from llm_course.losses.chunked import IGNORE
@@ -59,21 +60,20 @@ class PackedDocuments(Rows):
         return np.split(order, first[1:-1])
 
     def gather(self, keys: Keys) -> Batch:
-        tokens, starts = self.documents.take(np.concatenate(keys))
-        ends = np.append(starts, len(tokens))
-        edges = np.cumsum([0, *map(len, keys)])
-        index = ends[edges[:-1], None] + np.arange(self.context)
-        inside = index < ends[edges[1:], None]
-        index = np.minimum(index, len(tokens) - 1)
-        is_start = np.zeros(len(tokens), dtype=bool)
-        is_start[starts] = True
-        input_ids = np.where(inside, tokens[index], self.pad_id)
-        labels = np.where(inside & ~is_start[index], input_ids, IGNORE)
+        shape, laid_out = (len(keys), self.context), self.documents
+        input_ids, labels = np.full(shape, self.pad_id), np.full(shape, IGNORE)
+        edge = np.zeros(shape, dtype=bool)
+        for row, documents in enumerate(keys):
+            place = 0
+            for begin, length in zip(laid_out.begins[documents], laid_out.lengths[documents]):
+                end = min(place + length, self.context)
+                input_ids[row, place:end] = laid_out.flat[begin : begin + end - place]
+                labels[row, place + 1 : end] = input_ids[row, place + 1 : end]
+                edge[row, place] = True
+                place = end
+            edge[row, place : place + 1] = True  # padding is a document of its own
         batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
         if self.separate:
-            # Padding forms a document of its own, so that no row of the mask is empty.
-            edge = is_start[index] & inside
-            edge[:, 1:] |= inside[:, :-1] & ~inside[:, 1:]
             batch |= keep_apart(torch.from_numpy(edge))
         return batch
 
@@ -120,3 +120,14 @@ def fill_rows(lengths: np.ndarray, context: int) -> np.ndarray:
     while first[-1] < len(follows):
         first.append(follows[first[-1]])
     return np.asarray(first)
+
+
+def keep_apart(edge: Tensor) -> dict[str, Tensor]:
+    """Positions that restart at every edge, and who may look at whom: only within a document."""
+    place = torch.arange(edge.shape[1]).expand(edge.shape)
+    document = edge.cumsum(1)
+    begin = torch.where(edge, place, 0).cummax(1).values
+    return {
+        "position_ids": place - begin,
+        "attention_mask": document[:, :, None] == document[:, None, :],
+    }

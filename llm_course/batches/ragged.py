@@ -92,14 +92,3 @@ def sha256_of(layout: str, *arrays: np.ndarray) -> str:
         for begin in range(0, len(array), _AT_ONCE):
             digest.update(array[begin : begin + _AT_ONCE].astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def keep_apart(edge: Tensor) -> dict[str, Tensor]:
-    """Positions that restart at every edge, and who may look at whom: only within a document."""
-    place = torch.arange(edge.shape[1]).expand(edge.shape)
-    document = edge.cumsum(1)
-    begin = torch.where(edge, place, 0).cummax(1).values
-    return {
-        "position_ids": place - begin,
-        "attention_mask": document[:, :, None] == document[:, None, :],
-    }

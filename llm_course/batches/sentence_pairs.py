@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llm_course.batches.ragged import flatten, keep_apart
+from llm_course.batches.documents import keep_apart
+from llm_course.batches.ragged import flatten
 from llm_course.batches.sampler import Batch, Keys, Rows, generator_of
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.chunked import IGNORE

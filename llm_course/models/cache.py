@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,6 +52,10 @@ class KVCache:
                 f"and {ids.shape[1]} more do not fit"
             )
 
+    def layers(self) -> list[LayerCache]:
+        """Each block's part, to be written to; `length` is for the model to move on."""
+        return [LayerCache(self, i) for i in range(len(self.keys))]
+
     def reorder(self, rows: Int[Tensor, " N"], start: int | None = None) -> None:
         """Let row i of the batch continue what row `rows[i]` held; N may differ from B.
 
@@ -86,13 +89,3 @@ class LayerCache:
         self.keys[:, :, self.start : end] = k.detach()
         self.values[:, :, self.start : end] = v.detach()
         return self.keys[:, :, :end].to(k.dtype), self.values[:, :, :end].to(v.dtype)
-
-
-def with_cache(
-    blocks: nn.ModuleList, cache: KVCache | None, n_new: int
-) -> Iterator[tuple[nn.Module, LayerCache | None]]:
-    """Each block with its part of the cache; after the last, `n_new` positions count as written."""
-    for i, block in enumerate(blocks):
-        yield block, None if cache is None else LayerCache(cache, i)
-    if cache is not None:
-        cache.length += n_new

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llm_course.configs import GPTConfig
 from llm_course.models import layouts
-from llm_course.models.cache import KVCache, LayerCache, with_cache
+from llm_course.models.cache import KVCache, LayerCache
 from llm_course.models.files import PretrainedModel, read_settings
 from llm_course.models.layers import (
     FeedForward,
@@ -118,8 +118,11 @@ class GPT(PretrainedModel):
             mask = padding_mask(attention_mask, rows, n_new, end)
             mask = mask & causal_mask(n_new, end, mask.device)
         x = self.dropout(self.token_embedding(input_ids) + positions)
-        for block, layer in with_cache(self.decoder, cache, n_new):
+        layers = [None] * len(self.decoder) if cache is None else cache.layers()
+        for block, layer in zip(self.decoder, layers):
             x = block(x, mask, layer)
+        if cache is not None:
+            cache.length = end
         return self.norm(x)
 
     def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

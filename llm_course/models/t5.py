@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llm_course.configs import T5Config
 from llm_course.errors import ConfigError
 from llm_course.models import layouts
-from llm_course.models.cache import KVCache, LayerCache, with_cache
+from llm_course.models.cache import KVCache, LayerCache
 from llm_course.models.encoder_decoder import EncoderDecoder
 from llm_course.models.files import read_settings, write_settings
 from llm_course.models.layers import (
@@ -265,8 +265,11 @@ class T5(EncoderDecoder):
         bias = self.decoder_bias(buckets).masked_fill((relative > 0)[:, None], -torch.inf)
         mask = spread(bias, n_keys)
         x = self.dropout(self.token_embedding(decoder_input_ids))
-        for block, layer in with_cache(self.decoder, cache, n_new):
+        layers = [None] * len(self.decoder) if cache is None else cache.layers()
+        for block, layer in zip(self.decoder, layers):
             x = block(x, states, mask=mask, source_mask=source_mask, cache=layer)
+        if cache is not None:
+            cache.length += n_new
         return self.dropout(self.decoder_norm(x))
 
     def head(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

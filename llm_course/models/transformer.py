@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llm_course.configs import TransformerConfig
 from llm_course.models import layouts
-from llm_course.models.cache import KVCache, LayerCache, with_cache
+from llm_course.models.cache import KVCache, LayerCache
 from llm_course.models.encoder_decoder import EncoderDecoder
 from llm_course.models.files import read_settings
 from llm_course.models.layers import (
@@ -173,8 +173,11 @@ class Transformer(EncoderDecoder):
         n_new = decoder_input_ids.shape[1]
         source_mask = self.see_source(states, decoder_input_ids, attention_mask, cache)
         x = self._embed(decoder_input_ids, 0 if cache is None else cache.length)
-        for block, layer in with_cache(self.decoder, cache, n_new):
+        layers = [None] * len(self.decoder) if cache is None else cache.layers()
+        for block, layer in zip(self.decoder, layers):
             x = block(x, states, source_mask=source_mask, cache=layer)
+        if cache is not None:
+            cache.length += n_new
         return x
 
     @classmethod

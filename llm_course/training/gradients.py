@@ -17,6 +17,7 @@ The counts must be known to weigh the terms, but memory must not hold more than 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_course.training.devices import Precision
-from llm_course.training.parallel import all_sum, gradients_shared, world_size
+from llm_course.training.parallel import all_sum, gradients_shared
 
 Batch = Mapping[str, Any]
 Terms = Mapping[str, tuple[Tensor, Tensor | int]]
@@ -65,38 +66,42 @@ def accumulate(
     scaler: torch.amp.GradScaler,
     counts_of: Any = None,
     tokens: int = 0,
+    n_processes: int = 1,
 ) -> Totals:
     """Add the gradient of the update's loss to `.grad`, times the loss scale and 1 / correction.
 
     `counts_of(batch)` gives the counts without a forward pass, if the loss function can. `tokens`
     are those of these batches; they are summed with everything else.
     """
-    totals: Tensor | None = None
+    parts: list[Tensor] = []
     divisor: Tensor | None = None
     names: tuple[str, ...] = ()
     for i, batch in enumerate(batches):
-        with gradients_shared(loss_module, now=i == len(batches) - 1):
+        last = i == len(batches) - 1
+        with gradients_shared(loss_module, now=last) if n_processes > 1 else nullcontext():
             with precision.autocast():
                 names_here, sums, counts = stack_terms(loss_module(batch))
             if divisor is None:
                 names = names_here
-                divisor = _divisor(loss_module, batches, precision, names, counts, counts_of)
+                divisor = _divisor(
+                    loss_module, batches, precision, names, counts, counts_of, n_processes
+                )
             elif names_here != names:
                 raise ValueError(f"loss_fn returned {names}, then {names_here}: names must agree")
             # DDP and FSDP divide by the number of processes, and the divisor already has them all.
-            loss = (sums / divisor.to(sums.dtype)).sum() * world_size()
+            loss = (sums / divisor.to(sums.dtype)).sum() * n_processes
             scaler.scale(loss).backward()
-        both = torch.stack([wide(sums), wide(counts)])
-        totals = both if totals is None else totals + both
-    if totals is None or divisor is None:
+        parts.append(torch.stack([wide(sums), wide(counts)]))
+    if divisor is None:
         raise ValueError("an update needs at least one batch")
     # A filled tensor, not one that is copied from the host: nothing waits for the device.
-    read = torch.full_like(totals[0, :1], tokens)
+    read = torch.full_like(parts[0][0, :1], tokens)
     n = len(names)
-    sums, counts, read = all_sum(torch.cat([totals.flatten(), read])).split([n, n, 1])
-    correction = None
-    if len(batches) > 1 and n == 1:
-        correction = (divisor / counts)[0]
+    everything = torch.cat([sum(parts[1:], parts[0]).flatten(), read])
+    if n_processes > 1:
+        all_sum(everything)
+    sums, counts, read = everything.split([n, n, 1])
+    correction = (divisor / counts)[0] if len(batches) > 1 and n == 1 else None
     return Totals(names, sums, counts, read, correction)
 
 
@@ -107,6 +112,7 @@ def _divisor(
     names: tuple[str, ...],
     first: Tensor,
     counts_of: Any,
+    n_processes: int,
 ) -> Tensor:
     """What the sums are divided by before the backward pass, equal on all processes."""
     counts = wide(first)
@@ -115,8 +121,10 @@ def _divisor(
     for batch in batches[1:] if len(names) > 1 else ():
         counted = counts_of(batch) if counts_of else _counts(loss_module, batch, precision)
         counts = counts + torch.stack([torch.as_tensor(counted[name]) for name in names]).to(counts)
+    if n_processes > 1:
+        all_sum(counts)
     # A count of 0 over all is an error, but found later with the losses, without a second wait.
-    return all_sum(counts).clamp(min=1)
+    return counts.clamp(min=1)
 
 
 def _counts(loss_module: nn.Module, batch: Batch, precision: Precision) -> Mapping[str, Any]:

@@ -86,8 +86,8 @@ def train(
     other processes cannot follow, the newest checkpoint stays and the message names it.
 
     `resume` continues from the newest checkpoint that verifies, or starts afresh, and is equal to
-    the last bit to a run that was never left. `max_steps` may be another one: cosine and linear
-    follow the new length from there on. With `patience` the model ends with its best weights, and
+    the last bit to a run that was never left. `max_steps` and `warmup_steps` may be others:
+    the rate follows them from there on. With `patience` the model ends with its best weights, and
     `model/` has the best so far. Dropout has its own state of torch's global generators, seeded
     here and put away at each yield. `settings` is what else the run is made with, as plain values:
     saved, and refused where a resumed run has others.
@@ -163,7 +163,8 @@ class _Run:
         stack.enter_context(self.interrupts.caught())
         self.model.to(self.device)
         self.loss_module = LossModule(self.model, self.loss_fn)
-        self.sharded = parallel.world_size() > 1 and config.parallel == "fsdp"
+        self.n_processes = parallel.world_size()
+        self.sharded = self.n_processes > 1 and config.parallel == "fsdp"
         if self.sharded:
             parallel.shard(self.loss_module, getattr(self.model, "blocks", list)())
         self.parameters = list(trainable(self.model).values())
@@ -174,7 +175,7 @@ class _Run:
         )
         resumable = hasattr(self.validation, "load_state_dict")
         self.start_of_validation = self.validation.state_dict() if resumable else None
-        batches = endless(self.batches, parallel.rank(), parallel.world_size(), self.device)
+        batches = endless(self.batches, parallel.rank(), self.n_processes, self.device)
         self._batches: Iterator[Batch] = stack.enter_context(closing(batches))
 
     @property
@@ -233,7 +234,15 @@ class _Run:
                     self.shared = parallel.share_gradients(self.loss_module, batches[0])
                 if self.config.compile:
                     self.shared.compile()
-            return accumulate(self.shared, batches, self.precision, self.scaler, counts_of, tokens)
+            return accumulate(
+                self.shared,
+                batches,
+                self.precision,
+                self.scaler,
+                counts_of,
+                tokens,
+                self.n_processes,
+            )
         except torch.OutOfMemoryError as error:
             shapes = {k: tuple(v.shape) for k, v in batches[0].items() if isinstance(v, Tensor)}
             error.add_note(f"update {number}, batch {shapes}: try smaller batches, more of them")

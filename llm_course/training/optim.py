@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from llm_course.configs import TrainConfig
 from llm_course.errors import ConfigError
-from llm_course.training.parallel import own_part, whole
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 TABLES = (nn.Embedding, nn.EmbeddingBag)
@@ -151,8 +150,10 @@ def clip_gradients(
 
     Pascanu et al. 2013, algorithm 1, over all parameters together; 0 does not clip.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(nn.utils.get_total_norm(gradients))
+    gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
+    norm: Any = nn.utils.get_total_norm(gradients)
+    if hasattr(norm, "full_tensor"):  # of shards: this process holds a part of each gradient
+        norm, gradients = norm.full_tensor(), [gradient.to_local() for gradient in gradients]
     if scale is not None:
         scale = scale.to(norm.dtype)
         norm = norm * scale
@@ -160,5 +161,5 @@ def clip_gradients(
         shrink = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         scale = shrink if scale is None else scale * shrink
     if scale is not None:
-        torch._foreach_mul_([own_part(gradient) for gradient in gradients], scale)
+        torch._foreach_mul_(gradients, scale)
     return norm

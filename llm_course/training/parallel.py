@@ -120,21 +120,12 @@ def gradients_shared(module: Any, now: bool) -> Iterator[None]:
     yield
 
 
-def whole(tensor: Any) -> Tensor:
-    """All of a tensor of which this process may hold a part; every process must call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def own_part(tensor: Any) -> Tensor:
-    """What this process holds of a tensor, to be changed in place."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole and on the CPU of the first process, elsewhere nothing; one after the other."""
     kept = {}
     for name, tensor in tensors.items():
-        one = whole(tensor.detach())
+        part: Any = tensor.detach()
+        one = part.full_tensor() if hasattr(part, "full_tensor") else part  # by all processes
         if rank() == 0:
             kept[name] = one.cpu()
     return kept

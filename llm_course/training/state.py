@@ -202,8 +202,8 @@ def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 # What may change when a run is resumed: where, how often and how long, not what is computed. Of
 # accumulation only its product with the number of processes counts (`batches_per_update`).
 FREE_FIELDS = {
-    *("accumulation", "device", "compile", "parallel", "max_steps", "eval_every", "patience"),
-    *("save_every", "keep_checkpoints", "non_finite", "tensorboard"),
+    *("accumulation", "device", "compile", "parallel", "max_steps", "warmup_steps"),
+    *("eval_every", "patience", "save_every", "keep_checkpoints", "non_finite", "tensorboard"),
 }
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm_course.batches.documents import PackedDocuments
-from llm_course.batches.ragged import keep_apart
+from llm_course.batches.documents import PackedDocuments, keep_apart
 from llm_course.batches.sampler import Batches
 from llm_course.configs import BERTConfig, GPTConfig
 from llm_course.losses.causal import causal_loss_fn

@@ -15,19 +15,11 @@ from llm_course.training.devices import choose_device, choose_precision
 from llm_course.training.loop import train
 
 
-@pytest.mark.parametrize(
-    ("bf16", "amx", "expected"),
-    [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")],
-)
-def test_a_processor_gets_bf16_only_where_it_is_fast(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    chosen = choose_precision("cpu")
-    assert chosen.name == expected
-    assert "avx512_bf16" in str(chosen) or "AMX" in str(chosen)
-    assert choose_precision("cpu", "fp32").name == "fp32"
+def test_every_processor_computes_in_fp32_unless_told() -> None:
+    assert choose_precision("cpu").name == "fp32"
+    asked = choose_precision("cpu", "bf16")
+    assert asked.name == "bf16"
+    assert "as asked" in asked.reason
 
 
 @pytest.mark.parametrize(
