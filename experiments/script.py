@@ -21,6 +21,7 @@ from typing import Any, TypeVarTuple
 
 import torch
 
+from llm_course.atomic import write_file
 from llm_course.errors import DataError
 from llm_course.recipes.run import Run
 
@@ -119,9 +120,7 @@ def part_of(place: Place, name: str, make: Callable[[], dict[str, Any]]) -> dict
 
 def write(path: Path, value: dict[str, Any]) -> None:
     """A JSON file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def say(message: str) -> None:
