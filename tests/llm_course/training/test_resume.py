@@ -110,6 +110,32 @@ class OtherTokenizer:
         (Path(path) / "tokenizer.json").write_text(self.content)
 
 
+class TokenizerThatMeetsAFullDisk:
+    """It can be saved until the run has a model."""
+
+    def __init__(self, out: Path) -> None:
+        self.model = out / "model"
+
+    def save(self, path: str | Path) -> None:
+        if self.model.exists():
+            raise OSError("no space left on device")
+        (Path(path) / "tokenizer.json").write_text("{}")
+
+
+def test_a_model_that_cannot_be_written_whole_leaves_the_one_before(tmp_path: Path) -> None:
+    config = reference_config(max_steps=8, warmup_steps=2, save_every=2)
+    full = TokenizerThatMeetsAFullDisk(tmp_path)
+    steps = train(TinyLM(), ShuffledBatches(), lm_loss, config, out=tmp_path, tokenizer=full)
+    next(steps)
+    next(steps)
+    before = {path.name: path.read_bytes() for path in full.model.iterdir()}
+    next(steps)
+    with pytest.raises(CheckpointError, match=r"no space left.*the checkpoints are unharmed"):
+        next(steps)
+    assert len(before) >= 2
+    assert {path.name: path.read_bytes() for path in full.model.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
