@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from llm_course.batches.labelled import LabelledRows
-from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sampler import Batches, Evaluation, at_least
 from llm_course.configs import FineTuneConfig, TrainConfig
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import (
@@ -35,7 +35,7 @@ from llm_course.models.bert import BERT
 from llm_course.models.files import find_directory, read_json
 from llm_course.models.heads import new_head, train_last_blocks
 from llm_course.presets import Preset, find_preset
-from llm_course.recipes.predictor import Predictor, TaskSettings, room_for_text
+from llm_course.recipes.predictor import Predictor, TaskSettings
 from llm_course.recipes.run import (
     EVALUATION_ROWS,
     Data,
@@ -46,6 +46,7 @@ from llm_course.recipes.run import (
     printable,
 )
 from llm_course.recipes.tasks import TASKS, Encoded
+from llm_course.recipes.texts import check_different
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.devices import choose_device, choose_precision
 from llm_course.training.run_directory import check_out
@@ -170,9 +171,8 @@ def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
     return dataclasses.replace(config, eval_every=every, patience=patience)
 
 
-def preset_for(checkpoint: str | Path) -> Preset[None, FineTuneConfig]:
+def preset_for(directory: Path) -> Preset:
     """The preset that suits the size and the positions of a checkpoint, from its config.json."""
-    directory = find_directory(checkpoint)
     check_holds(directory, BERT)
     config = BERT.config_from_file(read_json(directory / "config.json"))
     layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
@@ -195,20 +195,9 @@ def _predictor(
     new_head(model, labels)
     blocks = len(model.blocks()) if chosen.train_blocks is None else chosen.train_blocks
     train_last_blocks(model, blocks)
-    stride = chosen.stride
-    if task != "qa" and stride is not None:
-        raise ConfigError(f"stride is for the task 'qa', got stride = {stride} for {task!r}")
-    if stride is None:
-        stride = max(0, min(chosen.context // 4, room_for_text(chosen.context) - 1))
-    settings = TaskSettings(
-        task=task,
-        context=chosen.context,
-        stride=stride if task == "qa" else 0,
-        longest_answer=chosen.longest_answer,
-    )
-    tokenizer = Tokenizer.load(directory)
-    tokenizer.check_fits(model.config, padded=True)
-    return Predictor(model, tokenizer, settings)
+    rows = {name: getattr(chosen, name) for name in ("context", "stride", "longest_answer")}
+    settings = TaskSettings.from_dict({"task": task, **rows})
+    return Predictor(model, Tokenizer.load(directory), settings)
 
 
 def _data(predictor: Predictor, splits: Splits, batch_size: int, seed: int) -> LabelledData:
@@ -297,8 +286,7 @@ def read_splits(
     """
     if not 0 < dev_share < 1:
         raise ConfigError(f"dev_share must be between 0 and 1, got {dev_share}")
-    if examples < 1:
-        raise ConfigError(f"examples must be at least 1, got {examples}")
+    at_least(1, examples=examples)
     named = Columns(**{name.removesuffix("_column"): value for name, value in columns.items()})
     if not data_files:
         if dev_files or test_files or named != Columns():
@@ -307,11 +295,7 @@ def read_splits(
             )
         splits = town_splits(task, examples, max(100, examples // 4), seed)
         return splits, f"Town, {_sizes(splits)}"
-    paths = [Path(name).resolve() for name in (*data_files, *dev_files, *test_files)]
-    if again := next((path for path in paths if paths.count(path) > 1), None):
-        raise ConfigError(
-            f"data_files, dev_files and test_files must differ, got {str(again)!r} twice"
-        )
+    check_different("data_files, dev_files and test_files", [*data_files, *dev_files, *test_files])
     training, said = read_examples(task, data_files, named), ""
     if dev_files:
         dev = read_examples(task, dev_files, named)
