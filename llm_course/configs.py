@@ -179,10 +179,9 @@ class T5Config(_ModelConfig):
         check_numbers(self, "max_distance", least=1)
         if self.n_buckets % 4:
             raise ConfigError(f"n_buckets must be a multiple of 4, got {self.n_buckets}")
-        if self.max_distance <= self.n_buckets // 2:
+        if self.max_distance <= (half := self.n_buckets // 2):
             raise ConfigError(
-                f"max_distance must exceed n_buckets / 2 = {self.n_buckets // 2}, "
-                f"got {self.max_distance}"
+                f"max_distance must exceed n_buckets / 2 = {half}, got {self.max_distance}"
             )
 
 
@@ -225,11 +224,9 @@ class TrainConfig(Settings):
         check_numbers(self, "embedding_lr_scale", least=0.0, most=1e3)
         check_numbers(self, "beta1", "beta2", least=0.0, most=0.999999)
         check_numbers(self, "adam_eps", least=1e-20, most=1.0)
-        if self.warmup_steps > self.max_steps:
-            raise ConfigError(
-                f"warmup_steps must be at most max_steps = {self.max_steps}, "
-                f"got {self.warmup_steps}"
-            )
+        steps, warmup = self.max_steps, self.warmup_steps
+        if warmup > steps:
+            raise ConfigError(f"warmup_steps must be at most max_steps = {steps}, got {warmup}")
         if self.min_lr > self.lr:
             raise ConfigError(f"min_lr must be at most lr = {self.lr}, got {self.min_lr}")
         if self.optimizer == "muon" and self.parallel == "fsdp":

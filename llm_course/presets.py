@@ -154,18 +154,14 @@ BERT_PRESETS = {
         train=TrainConfig(max_steps=1000, lr=2.5e-3, warmup_steps=50, min_lr=2e-4),
     ),
     "t4": Preset(
-        model=BERTConfig(
-            n_layers=6, d_model=384, n_heads=6, d_ff=1536, n_positions=256, dropout=0.1
-        ),
+        model=BERTConfig(n_layers=6, d_model=384, n_heads=6, d_ff=1536, n_positions=256),
         data=BERTDataConfig(context=256, batch_size=64, documents=200_000, vocab_size=8192),
         train=TrainConfig(
             max_steps=4000, lr=7e-4, warmup_steps=400, min_lr=1e-5, eval_every=500, save_every=500
         ),
     ),
     "h200": Preset(
-        model=BERTConfig(
-            n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256, dropout=0.1
-        ),
+        model=BERTConfig(n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256),
         data=BERTDataConfig(context=256, batch_size=128, documents=200_000, vocab_size=8192),
         train=TrainConfig(
             max_steps=6000, lr=5e-4, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000

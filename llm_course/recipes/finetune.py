@@ -138,7 +138,9 @@ def prepare_finetune(
     chosen = dataclasses.replace(preset.data, **{name: options.pop(name) for name in own})
     if train_config is not None and options:
         raise ConfigError(f"a train_config is given, and then no {', '.join(options)}")
-    config = train_config or _training(preset.train, chosen, options)
+    if chosen.train_blocks == 0:  # a frozen BERT bears a higher rate
+        options.setdefault("lr", chosen.frozen_lr)
+    config = train_config or dataclasses.replace(preset.train, warmup_steps=0, **options)
     predictor = _predictor(task, directory, labels, chosen, config.seed)
     data = _data(predictor, splits, chosen.batch_size, config.seed)
     per_epoch = data.train.batches_per_epoch
@@ -156,12 +158,6 @@ def prepare_finetune(
         out=None if out is None else Path(out),
         settings={"start": "scratch" if chosen.from_scratch else "checkpoint"},
     )
-
-
-def _training(preset: TrainConfig, chosen: FineTuneConfig, options: dict[str, Any]) -> TrainConfig:
-    """The preset's, with the options that were given; a frozen BERT bears a higher rate."""
-    lr = chosen.frozen_lr if chosen.train_blocks == 0 else preset.lr
-    return dataclasses.replace(preset, **{"lr": lr, "warmup_steps": 0, **options})
 
 
 def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
@@ -245,7 +241,14 @@ def finetune_command(
     """What the command line does: read `data`, train by the `options` that were given, score."""
     say: Say = partial(print, file=sys.stderr)
     directory = Path(out)
-    _check_options(checkpoint, options)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("finetune runs in one process: start it without torchrun")
+    choose_precision(choose_device(options.get("device", "auto")), options.get("precision", "auto"))
+    if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
+        raise ConfigError(
+            f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
+            "`llm-course pretrain bert`"
+        )
     check_out(directory, resume, options.get("tensorboard", False))
     splits, said = read_splits(task, seed=options.get("seed", 0), **data)
     say(f"data: {said}")
@@ -254,19 +257,6 @@ def finetune_command(
     carry_out(run, directory, resume=resume, say=say)
     asked = " ".join(f'--{name} "..."' for name in run.predictor.task.asks)
     say(f"next: llm-course predict --model {directory / 'model'} {asked}")
-
-
-def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
-    """What can be refused before any work."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("finetune runs in one process: start it without torchrun")
-    device = choose_device(options.get("device", "auto"))
-    choose_precision(device, options.get("precision", "auto"))
-    if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
-        raise ConfigError(
-            f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
-            "`llm-course pretrain bert`"
-        )
 
 
 def read_splits(
@@ -290,9 +280,7 @@ def read_splits(
     named = Columns(**{name.removesuffix("_column"): value for name, value in columns.items()})
     if not data_files:
         if dev_files or test_files or named != Columns():
-            raise ConfigError(
-                "dev_files, test_files and columns go with data_files, which names none"
-            )
+            raise ConfigError("dev_files, test_files and columns go with data_files: none is named")
         splits = town_splits(task, examples, max(100, examples // 4), seed)
         return splits, f"Town, {_sizes(splits)}"
     check_different("data_files, dev_files and test_files", [*data_files, *dev_files, *test_files])

@@ -68,17 +68,12 @@ class Predictor:
         tokenizer.check_fits(model.config, padded=True)
         roles = {name: getattr(tokenizer, f"{name}_id") for name in ("cls", "sep", "pad")}
         if absent := [name for name, i in roles.items() if i is None]:
-            raise ConfigError(
-                f"BERT needs a tokenizer with [CLS], [SEP] and [PAD]; this one has no "
-                f"{', '.join(absent)}"
-            )
-        if settings.context > model.config.n_positions:
-            raise ConfigError(
-                f"context must be at most the model's n_positions = {model.config.n_positions}, "
-                f"got {settings.context}"
-            )
+            raise ConfigError(f"BERT needs [CLS], [SEP] and [PAD]: this tokenizer has no {absent}")
+        context, most = settings.context, model.config.n_positions
+        if context > most:
+            raise ConfigError(f"context must be at most n_positions = {most}, got {context}")
         self.pad_id = roles["pad"]
-        self.shape = Shape(roles["cls"], roles["sep"], settings.context)
+        self.shape = Shape(roles["cls"], roles["sep"], context)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -60,9 +60,8 @@ def prepare_bert(
     """
     check_sizes(data, model.n_positions)
     made = _data(data)
-    config = dataclasses.replace(
-        model, vocab_size=len(made.tokenizer), pad_token_id=made.tokenizer.pad_id
-    )
+    ids = made.tokenizer
+    config = dataclasses.replace(model, vocab_size=len(ids), pad_token_id=ids.pad_id)
     network, begun = begin(BERT, config, train_config.seed, start, lab="neighbours", usual="lab")
     return Run(
         model=network,
@@ -108,10 +107,7 @@ def masking_of(tokenizer: Tokenizer, *, whole_words: bool = False) -> Masking:
     """The ids of BERT's special tokens; `ConfigError` for a tokenizer that has not all of them."""
     roles = {f"{r}_id": getattr(tokenizer, f"{r}_id") for r in ("cls", "sep", "mask", "pad")}
     if absent := [name for name, i in roles.items() if i is None]:
-        raise ConfigError(
-            f"BERT needs a tokenizer with [CLS], [SEP], [MASK] and [PAD]; this one has no "
-            f"{', '.join(absent)}"
-        )
+        raise ConfigError(f"BERT needs [CLS], [SEP], [MASK], [PAD]: this tokenizer has no {absent}")
     continues = None
     if whole_words:
         continues = tuple(tokenizer.token(i).startswith("##") for i in range(len(tokenizer)))
@@ -120,8 +116,7 @@ def masking_of(tokenizer: Tokenizer, *, whole_words: bool = False) -> Masking:
 
 def encoded(tokenizer: Tokenizer, documents: Sequence[Sequence[str]]) -> list[list[list[int]]]:
     """The ids of each sentence, without special tokens."""
-    flat = tokenizer.encode_batch([s for document in documents for s in document])
-    sentences = iter(flat)
+    sentences = iter(tokenizer.encode_batch([s for document in documents for s in document]))
     return [[next(sentences) for _ in document] for document in documents]
 
 

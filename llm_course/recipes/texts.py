@@ -15,12 +15,10 @@ TOWN_VALIDATION = 500
 TOKENIZER_DOCUMENTS = 20_000  # pieces of more stories are the same
 
 
-def check_sizes(data: DataConfig, n_positions: int) -> None:
+def check_sizes(data: DataConfig, positions: int) -> None:
     """Refuse rows that are longer than the model's table of positions, and a file named twice."""
-    if data.context > n_positions:
-        raise ConfigError(
-            f"context must be at most n_positions = {n_positions}, got {data.context}"
-        )
+    if data.context > positions:
+        raise ConfigError(f"context must be at most n_positions = {positions}, got {data.context}")
     check_different("data_files", data.data_files)
 
 
