@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +38,10 @@ from llm_course.recipes.run import (
     EVALUATION_ROWS,
     Data,
     Run,
-    Say,
     carry_out,
     check_holds,
     printable,
+    say,
 )
 from llm_course.recipes.tasks import TASKS, Encoded
 from llm_course.recipes.texts import check_different
@@ -239,7 +237,6 @@ def finetune_command(
     **data: Any,
 ) -> None:
     """What the command line does: read `data`, train by the `options` that were given, score."""
-    say: Say = partial(print, file=sys.stderr)
     directory = Path(out)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("finetune runs in one process: start it without torchrun")
@@ -253,8 +250,8 @@ def finetune_command(
     splits, said = read_splits(task, seed=options.get("seed", 0), **data)
     say(f"data: {said}")
     run = prepare_finetune(task, splits, checkpoint=checkpoint, out=directory, **options)
-    _describe(run, say)
-    carry_out(run, directory, resume=resume, say=say)
+    _describe(run)
+    carry_out(run, directory, resume=resume)
     asked = " ".join(f'--{name} "..."' for name in run.predictor.task.asks)
     say(f"next: llm-course predict --model {directory / 'model'} {asked}")
 
@@ -300,7 +297,7 @@ def _sizes(splits: Splits) -> str:
     return f"{sizes}, {len(splits.test):,} to test" if len(splits.test) else f"{sizes}, no test set"
 
 
-def _describe(run: FineTuneRun, say: Say) -> None:
+def _describe(run: FineTuneRun) -> None:
     """What is trained on what, and what did not fit."""
     for name, encoded in run.data.encoded.items():
         say(f"{name}: {encoded.report()}")

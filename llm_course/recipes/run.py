@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -27,7 +26,6 @@ from llm_course.training.run_directory import check_out, write_summary
 
 EVALUATION_ROWS = 32
 Start = Literal["auto", "paper", "lab"]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +134,12 @@ def shared(start: str, data: DataConfig | PairConfig) -> dict[str, Any]:
 # A command: prepare, train with a progress bar, score, write the summary
 
 
+def say(message: str) -> None:
+    """Print on stderr; of several processes the first speaks."""
+    if parallel.rank() == 0:
+        print(message, file=sys.stderr)
+
+
 def pretrain_command(
     family: str,
     prepare: Callable[..., Run],
@@ -147,11 +151,10 @@ def pretrain_command(
     resume: bool,
     start: Start,
 ) -> None:
-    """Train by a preset with the options that were given; the first process speaks and writes."""
+    """Train by a preset with the options that were given; of several processes the first writes."""
     chosen, directory = find_preset(family, preset).with_options(options), Path(out)
     device = parallel.join(choose_device(chosen.train.device))
     choose_precision(device, chosen.train.precision)
-    say: Say = partial(print, file=sys.stderr) if parallel.rank() == 0 else lambda message: None
     if parallel.rank() == 0:  # before the data, which take a while
         check_out(directory, resume, chosen.train.tensorboard)
     data = chosen.data
@@ -163,14 +166,14 @@ def pretrain_command(
         f"model: {family.upper()}, {parameters:,} parameters, {size.n_layers} blocks of width "
         f"{size.d_model}, vocabulary {size.vocab_size}, start: {run.settings['start']}"
     )
-    carry_out(run, directory, resume=resume, say=say)
+    carry_out(run, directory, resume=resume)
     say(f"next: llm-course {then.format(model=directory / 'model')}")
 
 
-def carry_out(run: Run, directory: Path, *, resume: bool, say: Say) -> None:
+def carry_out(run: Run, directory: Path, *, resume: bool) -> None:
     """Train with a progress bar, score, and print the summary."""
     try:
-        trained = show_steps(run, resume=resume, say=say)
+        trained = show_steps(run, resume=resume)
     except (KeyboardInterrupt, SystemExit):
         if saved := list_checkpoints(directory / "checkpoints"):
             say(f"saved {saved[0]}: the same command with --resume goes on from there")
@@ -185,7 +188,7 @@ def carry_out(run: Run, directory: Path, *, resume: bool, say: Say) -> None:
         print(json.dumps(read_json(path), indent=2))
 
 
-def show_steps(run: Run, *, resume: bool, say: Say) -> bool:
+def show_steps(run: Run, *, resume: bool) -> bool:
     """Train with a progress bar; evaluations and an early stop get a line of their own.
 
     Returns whether anything was left to train.
