@@ -111,7 +111,7 @@ def _scores(run: Run, path: Path, context: int) -> dict[str, float]:
     """MLM and NSP of a text that is not of the training files, by its paragraphs."""
     texts = corpora.read_documents(path, document="paragraph")
     documents = encoded(run.data.tokenizer, [split_sentences(text) for text in texts])
-    rows = SentencePairs(documents, context, run.data.masking)
+    rows = SentencePairs(documents, context, masking_of(run.data.tokenizer))
     batches = Evaluation(FixedPairs(rows), EVALUATION_ROWS)
     sums = loss_sums(run.model, batches, bert_loss_fn)
     losses = {f"{name}_loss": float(total / count) for name, (total, count) in sums.items()}

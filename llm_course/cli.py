@@ -245,9 +245,7 @@ def record_command(**options: Any) -> None:
     """The recorded runs are scripts of a clone, not of the installed package."""
     clone = Path(__file__).resolve().parents[1]
     if not (clone / "experiments").is_dir():
-        raise errors.ConfigError(
-            f"record needs a clone of the course, {clone} holds no experiments/"
-        )
+        raise errors.ConfigError(f"record needs a clone of the course, {clone} has no experiments/")
     sys.path.insert(0, str(clone))
     from experiments import record
 

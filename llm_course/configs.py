@@ -14,17 +14,17 @@ from llm_course.errors import ConfigError, did_you_mean
 
 MAX_SEED = 2**32 - 1  # what every library takes, with the number of a process added
 
-C = TypeVar("C", bound="_Config")
+C = TypeVar("C", bound="Settings")
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 Schedule = Literal["cosine", "linear", "constant", "inverse_sqrt"]
 TokenizerKind = Literal["bpe", "wordpiece", "unigram", "word", "char"]
 
 
-def _check(config: Any, *names: str, least: float, most: float = math.inf) -> None:
+def check_numbers(config: Any, *names: str, least: float, most: float = math.inf) -> None:
     """Refuse a field outside least <= value <= most; one whose default is None may be None."""
     whole = isinstance(least, int) and (most == math.inf or isinstance(most, int))
     for name, value in ((name, getattr(config, name)) for name in names):
-        if value is None and getattr(type(config), name) is None:
+        if value is None and getattr(type(config), name, "needed") is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{name} must be a number, got {value!r}")
@@ -35,7 +35,7 @@ def _check(config: Any, *names: str, least: float, most: float = math.inf) -> No
             raise ConfigError(f"{name} must be at least {least}{above}, got {value}")
 
 
-class _Config:
+class Settings:
     """What all settings share: to and from a plain dict, with unknown keys refused by name."""
 
     def __post_init__(self) -> None:
@@ -58,16 +58,16 @@ class _Config:
         return cls(**values)
 
 
-class _ModelConfig(_Config):
+class _ModelConfig(Settings):
     """The field names say what must hold: sizes are at least 1, ids lie in the vocabulary."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         values: dict[str, Any] = vars(self)
         sizes = [name for name in values if name.startswith(("n_", "d_")) or name == "vocab_size"]
-        _check(self, *sizes, least=1)
-        _check(self, "dropout", least=0.0, most=1.0)
-        _check(self, "norm_eps", least=1e-20, most=1.0)
+        check_numbers(self, *sizes, least=1)
+        check_numbers(self, "dropout", least=0.0, most=1.0)
+        check_numbers(self, "norm_eps", least=1e-20, most=1.0)
         d_model, n_heads, vocab_size = (values[n] for n in ("d_model", "n_heads", "vocab_size"))
         if "d_head" not in values and d_model % n_heads:
             raise ConfigError(f"d_model must be a multiple of n_heads = {n_heads}, got {d_model}")
@@ -176,19 +176,17 @@ class T5Config(_ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "n_buckets", least=4)
-        _check(self, "max_distance", least=1)
+        check_numbers(self, "max_distance", least=1)
         if self.n_buckets % 4:
             raise ConfigError(f"n_buckets must be a multiple of 4, got {self.n_buckets}")
-        if self.max_distance <= self.n_buckets // 2:
+        if self.max_distance <= (half := self.n_buckets // 2):
             raise ConfigError(
-                f"max_distance must exceed n_buckets / 2 = {self.n_buckets // 2}, "
-                f"got {self.max_distance}"
+                f"max_distance must exceed n_buckets / 2 = {half}, got {self.max_distance}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Config):
+class TrainConfig(Settings):
     """How a model is trained; the defaults suit a small model on a laptop."""
 
     max_steps: int = 1000  # updates
@@ -218,19 +216,17 @@ class TrainConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "max_steps", "accumulation", "keep_checkpoints", least=1)
-        _check(self, "warmup_steps", "eval_every", "patience", "save_every", least=0)
-        _check(self, "seed", least=0, most=MAX_SEED)
-        _check(self, "lr", least=1e-12, most=1e3)
-        _check(self, "min_lr", "weight_decay", "clip_norm", least=0.0)
-        _check(self, "embedding_lr_scale", least=0.0, most=1e3)
-        _check(self, "beta1", "beta2", least=0.0, most=0.999999)
-        _check(self, "adam_eps", least=1e-20, most=1.0)
-        if self.warmup_steps > self.max_steps:
-            raise ConfigError(
-                f"warmup_steps must be at most max_steps = {self.max_steps}, "
-                f"got {self.warmup_steps}"
-            )
+        check_numbers(self, "max_steps", "accumulation", "keep_checkpoints", least=1)
+        check_numbers(self, "warmup_steps", "eval_every", "patience", "save_every", least=0)
+        check_numbers(self, "seed", least=0, most=MAX_SEED)
+        check_numbers(self, "lr", least=1e-12, most=1e3)
+        check_numbers(self, "min_lr", "weight_decay", "clip_norm", least=0.0)
+        check_numbers(self, "embedding_lr_scale", least=0.0, most=1e3)
+        check_numbers(self, "beta1", "beta2", least=0.0, most=0.999999)
+        check_numbers(self, "adam_eps", least=1e-20, most=1.0)
+        steps, warmup = self.max_steps, self.warmup_steps
+        if warmup > steps:
+            raise ConfigError(f"warmup_steps must be at most max_steps = {steps}, got {warmup}")
         if self.min_lr > self.lr:
             raise ConfigError(f"min_lr must be at most lr = {self.lr}, got {self.min_lr}")
         if self.optimizer == "muon" and self.parallel == "fsdp":
@@ -243,7 +239,7 @@ class TrainConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TextConfig(_Config):
+class _TextConfig(Settings):
     """Where texts come from, and how their ids become batches."""
 
     data: Literal["town", "files", "hub"] = "town"  # town: generated by this package
@@ -255,9 +251,9 @@ class _TextConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "vocab_size", least=2)
-        _check(self, "batch_size", least=1)
-        _check(self, "seed", least=0, most=MAX_SEED)
+        check_numbers(self, "vocab_size", least=2)
+        check_numbers(self, "batch_size", least=1)
+        check_numbers(self, "seed", least=0, most=MAX_SEED)
         for name in (each.name for each in fields(self) if each.name.endswith("_files")):
             files = getattr(self, name)
             if isinstance(files, str):
@@ -286,9 +282,9 @@ class DataConfig(_TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "documents", least=1)
-        _check(self, "context", least=2)
-        _check(self, "validation", least=0.0001, most=0.9)
+        check_numbers(self, "documents", least=1)
+        check_numbers(self, "context", least=2)
+        check_numbers(self, "validation", least=0.0001, most=0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,14 +315,14 @@ class PairConfig(_TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "pairs", "min_count", "held_out", "pool", least=1)
-        _check(self, "smoothing", least=0.0, most=1.0)
+        check_numbers(self, "pairs", "min_count", "held_out", "pool", least=1)
+        check_numbers(self, "smoothing", least=0.0, most=1.0)
         if self.source == self.target:
             raise ConfigError(f"source and target must be two columns, got {self.source!r} twice")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneConfig(_Config):
+class FineTuneConfig(Settings):
     """How a pretrained model is fine-tuned; the defaults suit the course's own checkpoints."""
 
     epochs: int = 5  # passes over the training examples, in place of max_steps
@@ -343,8 +339,8 @@ class FineTuneConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "epochs", "batch_size", "longest_answer", least=1)
-        _check(self, "context", least=8)
-        _check(self, "warmup_steps", "stride", "train_blocks", least=0)
-        _check(self, "frozen_lr", least=1e-12, most=1e3)
-        _check(self, "dropout", least=0.0, most=1.0)
+        check_numbers(self, "epochs", "batch_size", "longest_answer", least=1)
+        check_numbers(self, "context", least=8)
+        check_numbers(self, "warmup_steps", "stride", "train_blocks", least=0)
+        check_numbers(self, "frozen_lr", least=1e-12, most=1e3)
+        check_numbers(self, "dropout", least=0.0, most=1.0)

@@ -7,7 +7,7 @@ because a T4 has no bf16. `h200` is what the recorded runs use.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from llm_course.configs import (
     BERTConfig,
@@ -21,19 +21,16 @@ from llm_course.configs import (
 )
 from llm_course.errors import ConfigError
 
-M = TypeVar("M")
-D = TypeVar("D")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Preset(Generic[M, D]):
+class Preset:
     """A model (its vocabulary is set when the tokenizer is trained), its data and its training."""
 
-    model: M  # fine-tuning: None, the checkpoint's
-    data: D
+    model: Any  # fine-tuning: None, the checkpoint's
+    data: Any
     train: TrainConfig
 
-    def with_options(self, given: dict[str, Any]) -> Preset[M, D]:
+    def with_options(self, given: dict[str, Any]) -> Preset:
         """The preset with the options that were given, and with what follows from them.
 
         A width sets `d_ff`, a context the positions, files or a dataset where the data are from; a
@@ -53,16 +50,12 @@ class Preset(Generic[M, D]):
             given.setdefault("warmup_steps", min(self.train.warmup_steps, given["max_steps"]))
         if "lr" in given:
             given.setdefault("min_lr", min(self.train.min_lr, given["lr"]))
-        parts: tuple[Any, ...] = (self.model, self.data, self.train)
-        known = {each.name for part in parts for each in fields(part)}
-        if unknown := sorted(given.keys() - known):
+        parts = vars(self)
+        names = {key: {each.name for each in fields(part)} for key, part in parts.items()}
+        if unknown := sorted(given.keys() - set().union(*names.values())):
             raise ConfigError(f"unknown options: {', '.join(unknown)}")
-
-        def changed(part: Any) -> Any:
-            names = {each.name for each in fields(part)}
-            return replace(part, **{name: given[name] for name in given if name in names})
-
-        return Preset(model=changed(self.model), data=changed(self.data), train=changed(self.train))
+        options = {key: {n: given[n] for n in given.keys() & names[key]} for key in parts}
+        return Preset(**{key: replace(part, **options[key]) for key, part in parts.items()})
 
 
 GPT_PRESETS = {
@@ -161,18 +154,14 @@ BERT_PRESETS = {
         train=TrainConfig(max_steps=1000, lr=2.5e-3, warmup_steps=50, min_lr=2e-4),
     ),
     "t4": Preset(
-        model=BERTConfig(
-            n_layers=6, d_model=384, n_heads=6, d_ff=1536, n_positions=256, dropout=0.1
-        ),
+        model=BERTConfig(n_layers=6, d_model=384, n_heads=6, d_ff=1536, n_positions=256),
         data=BERTDataConfig(context=256, batch_size=64, documents=200_000, vocab_size=8192),
         train=TrainConfig(
             max_steps=4000, lr=7e-4, warmup_steps=400, min_lr=1e-5, eval_every=500, save_every=500
         ),
     ),
     "h200": Preset(
-        model=BERTConfig(
-            n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256, dropout=0.1
-        ),
+        model=BERTConfig(n_layers=8, d_model=512, n_heads=8, d_ff=2048, n_positions=256),
         data=BERTDataConfig(context=256, batch_size=128, documents=200_000, vocab_size=8192),
         train=TrainConfig(
             max_steps=6000, lr=5e-4, warmup_steps=600, min_lr=1e-5, eval_every=500, save_every=1000
@@ -198,7 +187,7 @@ FINETUNE_PRESETS = {
     ),
 }
 
-PRESETS: dict[str, dict[str, Preset[Any, Any]]] = {
+PRESETS: dict[str, dict[str, Preset]] = {
     "transformer": TRANSFORMER_PRESETS,
     "bert": BERT_PRESETS,
     "gpt": GPT_PRESETS,
@@ -206,7 +195,7 @@ PRESETS: dict[str, dict[str, Preset[Any, Any]]] = {
 }
 
 
-def find_preset(family: str, name: str) -> Preset[Any, Any]:
+def find_preset(family: str, name: str) -> Preset:
     """The preset of that family and name; `ConfigError` lists the names when there is none."""
     if name not in PRESETS[family]:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS[family])}, got {name!r}")

@@ -65,9 +65,7 @@ def read_examples(
     check_task(task)
     columns = columns or Columns()
     if columns.pair is not None and "pair" not in USUAL[task]:
-        raise ConfigError(
-            f"the task {task!r} has no second text, got the column {columns.pair!r} for one"
-        )
+        raise ConfigError(f"the task {task!r} has no second text, got the column {columns.pair!r}")
     suffixes = readers.TABLE_SUFFIXES + (CONLL_SUFFIXES if task == "tag" else ())
     found: list[Any] = []
     unanswered = 0

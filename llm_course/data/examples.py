@@ -111,6 +111,13 @@ def check_task(task: str) -> None:
         raise ConfigError(f"task must be one of {', '.join(KINDS)}, got {task!r}{near}")
 
 
+def check_kind(task: str, example: Any, place: str) -> None:
+    """Refuse an example of another task."""
+    if not isinstance(example, KINDS[task]):
+        wanted, found = KINDS[task].__name__, type(example).__name__
+        raise DataError(f"{place}: the task {task!r} needs a {wanted}, got {found}")
+
+
 class HeldOut:
     """Examples that can be had once, after a score on the development set (the article's B6).
 
@@ -290,10 +297,7 @@ def check_splits(task: str, splits: Splits) -> tuple[str, ...]:
 
 
 def _check_labelled(task: str, example: Any, place: str) -> None:
-    wanted = KINDS[task]
-    if not isinstance(example, wanted):
-        found = type(example).__name__
-        raise DataError(f"{place}: the task {task!r} needs a {wanted.__name__}, got {found}")
+    check_kind(task, example, place)
     if isinstance(example, TextExample) and (example.pair is None) == (task == "pair"):
         raise DataError(f"{place}: {'a pair of texts' if task == 'pair' else 'one text'} wanted")
     role = {"tag": "tags", "qa": "answers"}.get(task, "label")

@@ -10,15 +10,11 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "datasets", "tyro", "
 
 
 def doctor_command() -> None:
-    """What the command line does."""
-    print(report())
-
-
-def report() -> str:
-    """Versions, processor, GPU, precision and preset, as lines of text."""
+    """Print versions, processor, GPU, precision and preset, a line each."""
     import torch
 
     from llm_course import __version__
+    from llm_course.training.devices import choose_precision
 
     lines = [f"llm_course    {__version__}", f"Python        {platform.python_version()}"]
     for name in PACKAGES:
@@ -28,23 +24,16 @@ def report() -> str:
             lines.append(f"{name:<13} missing")
     lines.append(f"processor     {platform.machine()}, {os.cpu_count()} cores")
     lines.append(f"torch threads {torch.get_num_threads()}")
-    lines += _accelerator()
-    return "\n".join(lines)
-
-
-def _accelerator() -> list[str]:
-    import torch
-
-    from llm_course.training.devices import choose_precision
-
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory / 2**30
-        lines = [f"GPU           {properties.name}, {memory:.0f} GiB"]
+        gpu = f"{properties.name}, {memory:.0f} GiB"
         device, preset = "cuda", "h200" if memory > 70 else "t4"
     elif torch.backends.mps.is_available():
-        lines, device, preset = ["GPU           Apple (mps)"], "mps", "cpu"
+        gpu, device, preset = "Apple (mps)", "mps", "cpu"
     else:
-        lines, device, preset = ["GPU           none"], "cpu", "cpu"
-    precision = choose_precision(device)
-    return [*lines, f"precision     {precision}", f"begin with    --preset {preset}"]
+        gpu, device, preset = "none", "cpu", "cpu"
+    lines.append(f"GPU           {gpu}")
+    lines.append(f"precision     {choose_precision(device)}")
+    lines.append(f"begin with    --preset {preset}")
+    print("\n".join(lines))

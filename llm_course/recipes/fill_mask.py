@@ -32,10 +32,9 @@ def fill_mask(model: BERT, tokenizer: Tokenizer, text: str, top: int = 5) -> lis
     places = [i for i, token in enumerate(ids) if token == tokenizer.mask_id]
     if not places:
         raise ConfigError(f"text must hold [MASK] at least once, got {text!r}")
-    if len(ids) > model.config.n_positions:
+    if len(ids) > (most := model.config.n_positions):
         raise ConfigError(
-            f"text must be at most {model.config.n_positions} tokens with [CLS] and [SEP], "
-            f"got {len(ids)}"
+            f"text must be at most {most} tokens with [CLS] and [SEP], got {len(ids)}"
         )
     row = torch.tensor([ids], device=next(model.parameters()).device)
     with evaluating(model):  # without dropout, also in the middle of a training

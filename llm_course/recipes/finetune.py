@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llm_course.batches.labelled import LabelledRows
-from llm_course.batches.sampler import Batches, Evaluation
+from llm_course.batches.sampler import Batches, Evaluation, at_least
 from llm_course.configs import FineTuneConfig, TrainConfig
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.data.examples import (
@@ -35,17 +33,18 @@ from llm_course.models.bert import BERT
 from llm_course.models.files import find_directory, read_json
 from llm_course.models.heads import new_head, train_last_blocks
 from llm_course.presets import Preset, find_preset
-from llm_course.recipes.predictor import Predictor, TaskSettings, room_for_text
+from llm_course.recipes.predictor import Predictor, TaskSettings
 from llm_course.recipes.run import (
     EVALUATION_ROWS,
     Data,
     Run,
-    Say,
     carry_out,
     check_holds,
     printable,
+    say,
 )
 from llm_course.recipes.tasks import TASKS, Encoded
+from llm_course.recipes.texts import check_different
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.devices import choose_device, choose_precision
 from llm_course.training.run_directory import check_out
@@ -137,7 +136,9 @@ def prepare_finetune(
     chosen = dataclasses.replace(preset.data, **{name: options.pop(name) for name in own})
     if train_config is not None and options:
         raise ConfigError(f"a train_config is given, and then no {', '.join(options)}")
-    config = train_config or _training(preset.train, chosen, options)
+    if chosen.train_blocks == 0:  # a frozen BERT bears a higher rate
+        options.setdefault("lr", chosen.frozen_lr)
+    config = train_config or dataclasses.replace(preset.train, warmup_steps=0, **options)
     predictor = _predictor(task, directory, labels, chosen, config.seed)
     data = _data(predictor, splits, chosen.batch_size, config.seed)
     per_epoch = data.train.batches_per_epoch
@@ -157,12 +158,6 @@ def prepare_finetune(
     )
 
 
-def _training(preset: TrainConfig, chosen: FineTuneConfig, options: dict[str, Any]) -> TrainConfig:
-    """The preset's, with the options that were given; a frozen BERT bears a higher rate."""
-    lr = chosen.frozen_lr if chosen.train_blocks == 0 else preset.lr
-    return dataclasses.replace(preset, **{"lr": lr, "warmup_steps": 0, **options})
-
-
 def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
     """An evaluation after each epoch, and so much patience that training never ends early."""
     every = config.eval_every or min(per_epoch, config.max_steps)
@@ -170,9 +165,8 @@ def _keeping_best(config: TrainConfig, per_epoch: int) -> TrainConfig:
     return dataclasses.replace(config, eval_every=every, patience=patience)
 
 
-def preset_for(checkpoint: str | Path) -> Preset[None, FineTuneConfig]:
+def preset_for(directory: Path) -> Preset:
     """The preset that suits the size and the positions of a checkpoint, from its config.json."""
-    directory = find_directory(checkpoint)
     check_holds(directory, BERT)
     config = BERT.config_from_file(read_json(directory / "config.json"))
     layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
@@ -195,20 +189,9 @@ def _predictor(
     new_head(model, labels)
     blocks = len(model.blocks()) if chosen.train_blocks is None else chosen.train_blocks
     train_last_blocks(model, blocks)
-    stride = chosen.stride
-    if task != "qa" and stride is not None:
-        raise ConfigError(f"stride is for the task 'qa', got stride = {stride} for {task!r}")
-    if stride is None:
-        stride = max(0, min(chosen.context // 4, room_for_text(chosen.context) - 1))
-    settings = TaskSettings(
-        task=task,
-        context=chosen.context,
-        stride=stride if task == "qa" else 0,
-        longest_answer=chosen.longest_answer,
-    )
-    tokenizer = Tokenizer.load(directory)
-    tokenizer.check_fits(model.config, padded=True)
-    return Predictor(model, tokenizer, settings)
+    rows = {name: getattr(chosen, name) for name in ("context", "stride", "longest_answer")}
+    settings = TaskSettings.from_dict({"task": task, **rows})
+    return Predictor(model, Tokenizer.load(directory), settings)
 
 
 def _data(predictor: Predictor, splits: Splits, batch_size: int, seed: int) -> LabelledData:
@@ -254,30 +237,23 @@ def finetune_command(
     **data: Any,
 ) -> None:
     """What the command line does: read `data`, train by the `options` that were given, score."""
-    say: Say = partial(print, file=sys.stderr)
     directory = Path(out)
-    _check_options(checkpoint, options)
-    check_out(directory, resume, options.get("tensorboard", False))
-    splits, said = read_splits(task, seed=options.get("seed", 0), **data)
-    say(f"data: {said}")
-    run = prepare_finetune(task, splits, checkpoint=checkpoint, out=directory, **options)
-    _describe(run, say)
-    carry_out(run, directory, resume=resume, say=say)
-    asked = " ".join(f'--{name} "..."' for name in run.predictor.task.asks)
-    say(f"next: llm-course predict --model {directory / 'model'} {asked}")
-
-
-def _check_options(checkpoint: str, options: dict[str, Any]) -> None:
-    """What can be refused before any work."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("finetune runs in one process: start it without torchrun")
-    device = choose_device(options.get("device", "auto"))
-    choose_precision(device, options.get("precision", "auto"))
+    choose_precision(choose_device(options.get("device", "auto")), options.get("precision", "auto"))
     if checkpoint == CHECKPOINT and not Path(checkpoint).is_dir():
         raise ConfigError(
             f"there is no {checkpoint}: name a BERT with --checkpoint, or make this one with "
             "`llm-course pretrain bert`"
         )
+    check_out(directory, resume, options.get("tensorboard", False))
+    splits, said = read_splits(task, seed=options.get("seed", 0), **data)
+    say(f"data: {said}")
+    run = prepare_finetune(task, splits, checkpoint=checkpoint, out=directory, **options)
+    _describe(run)
+    carry_out(run, directory, resume=resume)
+    asked = " ".join(f'--{name} "..."' for name in run.predictor.task.asks)
+    say(f"next: llm-course predict --model {directory / 'model'} {asked}")
 
 
 def read_splits(
@@ -297,21 +273,14 @@ def read_splits(
     """
     if not 0 < dev_share < 1:
         raise ConfigError(f"dev_share must be between 0 and 1, got {dev_share}")
-    if examples < 1:
-        raise ConfigError(f"examples must be at least 1, got {examples}")
+    at_least(1, examples=examples)
     named = Columns(**{name.removesuffix("_column"): value for name, value in columns.items()})
     if not data_files:
         if dev_files or test_files or named != Columns():
-            raise ConfigError(
-                "dev_files, test_files and columns go with data_files, which names none"
-            )
+            raise ConfigError("dev_files, test_files and columns go with data_files: none is named")
         splits = town_splits(task, examples, max(100, examples // 4), seed)
         return splits, f"Town, {_sizes(splits)}"
-    paths = [Path(name).resolve() for name in (*data_files, *dev_files, *test_files)]
-    if again := next((path for path in paths if paths.count(path) > 1), None):
-        raise ConfigError(
-            f"data_files, dev_files and test_files must differ, got {str(again)!r} twice"
-        )
+    check_different("data_files, dev_files and test_files", [*data_files, *dev_files, *test_files])
     training, said = read_examples(task, data_files, named), ""
     if dev_files:
         dev = read_examples(task, dev_files, named)
@@ -328,7 +297,7 @@ def _sizes(splits: Splits) -> str:
     return f"{sizes}, {len(splits.test):,} to test" if len(splits.test) else f"{sizes}, no test set"
 
 
-def _describe(run: FineTuneRun, say: Say) -> None:
+def _describe(run: FineTuneRun) -> None:
     """What is trained on what, and what did not fit."""
     for name, encoded in run.data.encoded.items():
         say(f"{name}: {encoded.report()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from llm_course.atomic import write_file
 from llm_course.data.example_files import Columns, read_examples
 from llm_course.errors import ConfigError
 from llm_course.recipes.predictor import Predictor
-from llm_course.recipes.run import printable
+from llm_course.recipes.run import printable, say
 from llm_course.training.devices import choose_device
 
 
@@ -48,8 +47,7 @@ def predict_command(
         examples = [predictor.task.example(**there)]
     encoded = predictor.encode(examples, labelled=False)
     if encoded.cut:
-        said = f"too long for {predictor.settings.context} tokens: {encoded.report()}"
-        print(said, file=sys.stderr)
+        say(f"too long for {predictor.settings.context} tokens: {encoded.report()}")
     rows = map(predictor.task.as_row, examples, predictor.predict(examples))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if target is None:
@@ -57,7 +55,7 @@ def predict_command(
     else:
         write_file(target, lines.encode())
         n = len(examples)
-        print(f"wrote {n:,} prediction{'s' * (n != 1)} to {target}", file=sys.stderr)
+        say(f"wrote {n:,} prediction{'s' * (n != 1)} to {target}")
 
 
 def _check_asked(task: str, wanted: Sequence[str], there: dict[str, str]) -> None:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from llm_course.batches.labelled import LabelledRows, Row, Shape
 from llm_course.batches.sampler import Evaluation
-from llm_course.data.examples import KINDS, check_task, example_place
+from llm_course.configs import Settings, check_numbers
+from llm_course.data.examples import check_kind, example_place
 from llm_course.errors import ConfigError, DataError
 from llm_course.losses.masked import INPUTS
+from llm_course.models.bert import BERT
 from llm_course.models.files import CONFIG_FILE, read_json
-from llm_course.recipes.run import EVALUATION_ROWS
+from llm_course.recipes.run import EVALUATION_ROWS, check_holds
 from llm_course.recipes.tasks import TASKS, Encoded
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training.evaluate import evaluating, to_device
@@ -29,35 +31,32 @@ from llm_course.training.evaluate import evaluating, to_device
 TASK_FILE = "task.json"
 
 
-def room_for_text(context: int) -> int:
-    """The tokens of a qa row that are left for its text where the question fills half of it."""
-    return context - context // 2 - 3  # [CLS] and two [SEP] stand in it too
-
-
 @dataclass(frozen=True, kw_only=True)
-class TaskSettings:
+class TaskSettings(Settings):
     """What a row of a task looks like, and how an answer is chosen."""
 
-    task: str
+    task: Literal["classify", "tag", "qa", "pair"]
     context: int  # tokens in a row
-    stride: int = 0  # tokens that two windows of a long text share; qa
-    longest_answer: int = 30  # tokens; qa
+    stride: int | None = None  # qa: tokens that two windows share; None: a quarter of the row
+    longest_answer: int = 30  # qa: tokens
 
     def __post_init__(self) -> None:
-        check_task(self.task)
-        for name in ("context", "stride", "longest_answer"):
-            if not isinstance(getattr(self, name), int):
-                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        if self.context < 8:
-            raise ConfigError(f"context must be at least 8, got {self.context}")
-        room = room_for_text(self.context)
-        if self.task == "qa" and not 0 <= self.stride < room:
+        super().__post_init__()
+        check_numbers(self, "context", least=8)
+        check_numbers(self, "stride", least=0)
+        check_numbers(self, "longest_answer", least=1)
+        if self.task != "qa" and self.stride:
             raise ConfigError(
-                f"stride must be from 0 to {room - 1} for context = {self.context}, "
-                f"got {self.stride}"
+                f"stride is for the task 'qa', got stride = {self.stride} for {self.task!r}"
             )
-        if self.longest_answer < 1:
-            raise ConfigError(f"longest_answer must be at least 1, got {self.longest_answer}")
+        # Half of a row may be its question, and [CLS] and two [SEP] stand in it too.
+        most = self.context - self.context // 2 - 4 if self.task == "qa" else 0
+        if self.stride is None:
+            object.__setattr__(self, "stride", min(self.context // 4, most))
+        elif self.stride > most:
+            raise ConfigError(
+                f"stride must be from 0 to {most} for context = {self.context}, got {self.stride}"
+            )
 
 
 class Predictor:
@@ -66,19 +65,15 @@ class Predictor:
     def __init__(self, model: Any, tokenizer: Tokenizer, settings: TaskSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.task = TASKS[settings.task]
+        tokenizer.check_fits(model.config, padded=True)
         roles = {name: getattr(tokenizer, f"{name}_id") for name in ("cls", "sep", "pad")}
         if absent := [name for name, i in roles.items() if i is None]:
-            raise ConfigError(
-                f"BERT needs a tokenizer with [CLS], [SEP] and [PAD]; this one has no "
-                f"{', '.join(absent)}"
-            )
-        if settings.context > model.config.n_positions:
-            raise ConfigError(
-                f"context must be at most the model's n_positions = {model.config.n_positions}, "
-                f"got {settings.context}"
-            )
+            raise ConfigError(f"BERT needs [CLS], [SEP] and [PAD]: this tokenizer has no {absent}")
+        context, most = settings.context, model.config.n_positions
+        if context > most:
+            raise ConfigError(f"context must be at most n_positions = {most}, got {context}")
         self.pad_id = roles["pad"]
-        self.shape = Shape(roles["cls"], roles["sep"], settings.context)
+        self.shape = Shape(roles["cls"], roles["sep"], context)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -89,37 +84,26 @@ class Predictor:
     def load(cls, directory: str | Path) -> Predictor:
         """What a run saved; `DataError` says which file is missing or broken."""
         path = Path(directory)
-        if not (path / TASK_FILE).is_file():
-            inside = path / "model"
-            hint = f"; did you mean {inside}?" if (inside / TASK_FILE).is_file() else ""
-            raise DataError(f"{path} holds no fine-tuned model (no {TASK_FILE}){hint}")
+        check_holds(path, BERT, TASK_FILE, "fine-tuned model")
         try:
-            raw = json.loads((path / TASK_FILE).read_text(encoding="utf-8"))
-            settings = TaskSettings(**raw)
+            settings = TaskSettings.from_dict(json.loads((path / TASK_FILE).read_text("utf-8")))
         except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path / TASK_FILE}: {error}") from error
         if settings.task != "qa" and "id2label" not in read_json(path / CONFIG_FILE):
             raise DataError(f"{path / CONFIG_FILE}: no id2label, so the classes have no names")
         model = TASKS[settings.task].form.from_pretrained(path, dtype=torch.float32)
-        tokenizer = Tokenizer.load(path)
-        tokenizer.check_fits(model.config, padded=True)
-        return cls(model, tokenizer, settings)
+        return cls(model, Tokenizer.load(path), settings)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer and task; the model is written by whoever holds its whole weights."""
         self.tokenizer.save(folder)
-        text = json.dumps(asdict(self.settings), indent=2) + "\n"
+        text = json.dumps(self.settings.to_dict(), indent=2) + "\n"
         (Path(folder) / TASK_FILE).write_text(text, encoding="utf-8")
 
     def encode(self, examples: Sequence[Any], *, labelled: bool) -> Encoded:
         """The rows of examples, with their labels or with none."""
-        wanted = KINDS[self.settings.task]
         for number, example in enumerate(examples):
-            if not isinstance(example, wanted):
-                raise DataError(
-                    f"{example_place('the', number, example)}: the task {self.settings.task!r} "
-                    f"needs a {wanted.__name__}, got {type(example).__name__}"
-                )
+            check_kind(self.settings.task, example, example_place("the", number, example))
         return self.task.encode(self, examples, labelled)
 
     def predict(self, examples: Sequence[Any]) -> list[Any]:
@@ -127,10 +111,7 @@ class Predictor:
         if not examples:
             return []
         encoded = self.encode(examples, labelled=False)
-        found: list[Any] = self.task.predictions(
-            self, examples, encoded, self._logits(encoded.rows)
-        )
-        return found
+        return list(self.task.predictions(self, examples, encoded, self._logits(encoded.rows)))
 
     def score(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """The scores of the task, each a share from 0 to 1.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from llm_course.errors import ConfigError
 from llm_course.losses.chunked import IGNORE
 from llm_course.losses.masked import INPUTS, Masking, bert_loss_fn
 from llm_course.models.bert import BERT
-from llm_course.presets import find_preset
 from llm_course.recipes.run import (
     EVALUATION_ROWS,
     Data,
@@ -48,13 +46,6 @@ from llm_town import generate_documents
 Sentences = list[list[str]]  # documents, their sentences
 
 
-@dataclass(frozen=True, kw_only=True)
-class BERTData(Data):
-    """What BERT needs from its data."""
-
-    masking: Masking
-
-
 def prepare_bert(
     model: BERTConfig,
     data: BERTDataConfig,
@@ -69,9 +60,8 @@ def prepare_bert(
     """
     check_sizes(data, model.n_positions)
     made = _data(data)
-    config = dataclasses.replace(
-        model, vocab_size=len(made.tokenizer), pad_token_id=made.masking.pad_id
-    )
+    ids = made.tokenizer
+    config = dataclasses.replace(model, vocab_size=len(ids), pad_token_id=ids.pad_id)
     network, begun = begin(BERT, config, train_config.seed, start, lab="neighbours", usual="lab")
     return Run(
         model=network,
@@ -84,7 +74,7 @@ def prepare_bert(
     )
 
 
-def _data(config: BERTDataConfig) -> BERTData:
+def _data(config: BERTDataConfig) -> Data:
     """Read or generate the documents, train WordPiece, make pairs of segments."""
     check_vocab_size(config.tokenizer, config.vocab_size)
     training, held_out = _documents(config)
@@ -95,9 +85,8 @@ def _data(config: BERTDataConfig) -> BERTData:
         SentencePairs, context=config.context, masking=masking, next_sentence=config.next_sentence
     )
     rows, held_out_rows = (paired(encoded(tokenizer, each)) for each in (training, held_out))
-    return BERTData(
+    return Data(
         tokenizer=tokenizer,
-        masking=masking,
         train=Batches(rows, config.batch_size, seed=config.seed),
         validation=Evaluation(FixedPairs(held_out_rows), EVALUATION_ROWS),
     )
@@ -118,10 +107,7 @@ def masking_of(tokenizer: Tokenizer, *, whole_words: bool = False) -> Masking:
     """The ids of BERT's special tokens; `ConfigError` for a tokenizer that has not all of them."""
     roles = {f"{r}_id": getattr(tokenizer, f"{r}_id") for r in ("cls", "sep", "mask", "pad")}
     if absent := [name for name, i in roles.items() if i is None]:
-        raise ConfigError(
-            f"BERT needs a tokenizer with [CLS], [SEP], [MASK] and [PAD]; this one has no "
-            f"{', '.join(absent)}"
-        )
+        raise ConfigError(f"BERT needs [CLS], [SEP], [MASK], [PAD]: this tokenizer has no {absent}")
     continues = None
     if whole_words:
         continues = tuple(tokenizer.token(i).startswith("##") for i in range(len(tokenizer)))
@@ -130,8 +116,7 @@ def masking_of(tokenizer: Tokenizer, *, whole_words: bool = False) -> Masking:
 
 def encoded(tokenizer: Tokenizer, documents: Sequence[Sequence[str]]) -> list[list[list[int]]]:
     """The ids of each sentence, without special tokens."""
-    flat = tokenizer.encode_batch([s for document in documents for s in document])
-    sentences = iter(flat)
+    sentences = iter(tokenizer.encode_batch([s for document in documents for s in document]))
     return [[next(sentences) for _ in document] for document in documents]
 
 
@@ -160,8 +145,7 @@ def accuracies(model: BERT, batches: Iterable[dict[str, Tensor]]) -> dict[str, f
     return {name: right[name] / n for name, n in counted.items() if n}
 
 
-def pretrain_bert_command(*, preset: str, options: dict[str, Any], **run: Any) -> None:
-    """What the command line does: the preset's settings, with the options that were given."""
-    chosen = find_preset("bert", preset).with_options(options)
+def pretrain_bert_command(**run: Any) -> None:
+    """What the command line does."""
     then = 'fill-mask --model {model} --text "The [MASK] was red."'
-    pretrain_command("BERT", chosen, prepare_bert, then=then, **run)
+    pretrain_command("bert", prepare_bert, then, **run)

@@ -17,7 +17,6 @@ from llm_course.data import corpora
 from llm_course.errors import ConfigError
 from llm_course.losses.causal import causal_loss_fn
 from llm_course.models.gpt import GPT
-from llm_course.presets import find_preset
 from llm_course.recipes.run import (
     EVALUATION_ROWS,
     Data,
@@ -142,8 +141,7 @@ def _packed(config: DataConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> B
     return Batches(packed, config.batch_size, seed=config.seed)
 
 
-def pretrain_gpt_command(*, preset: str, options: dict[str, Any], **run: Any) -> None:
-    """What the command line does: the preset's settings, with the options that were given."""
-    chosen = find_preset("gpt", preset).with_options(options)
+def pretrain_gpt_command(**run: Any) -> None:
+    """What the command line does."""
     then = "generate --model {model} --temperature 0.7"
-    pretrain_command("GPT", chosen, prepare_gpt, then=then, **run)
+    pretrain_command("gpt", prepare_gpt, then, **run)

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,8 +14,8 @@ import torch
 
 from llm_course.configs import DataConfig, PairConfig, TrainConfig
 from llm_course.errors import ConfigError, DataError
-from llm_course.models.files import read_json
-from llm_course.presets import Preset
+from llm_course.models.files import CONFIG_FILE, read_json
+from llm_course.presets import find_preset
 from llm_course.tokenizers.library import Tokenizer
 from llm_course.training import parallel
 from llm_course.training.checkpoint import list_checkpoints
@@ -27,7 +26,6 @@ from llm_course.training.run_directory import check_out, write_summary
 
 EVALUATION_ROWS = 32
 Start = Literal["auto", "paper", "lab"]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,48 +127,53 @@ def begin(
 
 def shared(start: str, data: DataConfig | PairConfig) -> dict[str, Any]:
     """The settings that a resumed run must share; where the texts lie may change."""
-    chosen = data.to_dict().items()
-    free = {"dataset", *(name for name, _ in chosen if name.endswith("_files"))}
-    return {"start": start, **{name: value for name, value in chosen if name not in free}}
+    chosen = {"start": start, **data.to_dict()}
+    return {k: v for k, v in chosen.items() if k != "dataset" and not k.endswith("_files")}
 
 
 # A command: prepare, train with a progress bar, score, write the summary
 
 
+def say(message: str) -> None:
+    """Print on stderr; of several processes the first speaks."""
+    if parallel.rank() == 0:
+        print(message, file=sys.stderr)
+
+
 def pretrain_command(
     family: str,
-    chosen: Preset[Any, DataConfig],
     prepare: Callable[..., Run],
+    then: str,
     *,
+    preset: str,
+    options: dict[str, Any],
     out: str,
     resume: bool,
     start: Start,
-    then: str,
 ) -> None:
-    """What a command that pretrains does; of several processes the first speaks and writes."""
-    directory = Path(out)
+    """Train by a preset with the options that were given; of several processes the first writes."""
+    chosen, directory = find_preset(family, preset).with_options(options), Path(out)
     device = parallel.join(choose_device(chosen.train.device))
     choose_precision(device, chosen.train.precision)
-    say: Say = partial(print, file=sys.stderr) if parallel.rank() == 0 else lambda message: None
     if parallel.rank() == 0:  # before the data, which take a while
         check_out(directory, resume, chosen.train.tensorboard)
     data = chosen.data
     town = f"{data.documents:,} stories of Town"
     say(f"data: {town if data.data == 'town' else data.dataset or ', '.join(data.data_files)}")
-    run = prepare(chosen.model, chosen.data, chosen.train, start=start, out=directory)
+    run = prepare(chosen.model, data, chosen.train, start=start, out=directory)
     size, parameters = run.model.config, sum(p.numel() for p in run.model.parameters())
     say(
-        f"model: {family}, {parameters:,} parameters, {size.n_layers} blocks of width "
+        f"model: {family.upper()}, {parameters:,} parameters, {size.n_layers} blocks of width "
         f"{size.d_model}, vocabulary {size.vocab_size}, start: {run.settings['start']}"
     )
-    carry_out(run, directory, resume=resume, say=say)
+    carry_out(run, directory, resume=resume)
     say(f"next: llm-course {then.format(model=directory / 'model')}")
 
 
-def carry_out(run: Run, directory: Path, *, resume: bool, say: Say) -> None:
+def carry_out(run: Run, directory: Path, *, resume: bool) -> None:
     """Train with a progress bar, score, and print the summary."""
     try:
-        trained = show_steps(run, resume=resume, say=say)
+        trained = show_steps(run, resume=resume)
     except (KeyboardInterrupt, SystemExit):
         if saved := list_checkpoints(directory / "checkpoints"):
             say(f"saved {saved[0]}: the same command with --resume goes on from there")
@@ -185,7 +188,7 @@ def carry_out(run: Run, directory: Path, *, resume: bool, say: Say) -> None:
         print(json.dumps(read_json(path), indent=2))
 
 
-def show_steps(run: Run, *, resume: bool, say: Say) -> bool:
+def show_steps(run: Run, *, resume: bool) -> bool:
     """Train with a progress bar; evaluations and an early stop get a line of their own.
 
     Returns whether anything was left to train.
@@ -230,13 +233,13 @@ def printable(text: str) -> str:
 # A model that a run has written
 
 
-def check_holds(path: Path, form: Any) -> None:
-    """Refuse a directory that holds no model, or one of another family."""
-    if not (path / "config.json").is_file():
+def check_holds(path: Path, form: Any, file: str = CONFIG_FILE, what: str = "model") -> None:
+    """Refuse a directory without that file, or with a model of another family."""
+    if not (path / file).is_file():
         inside = path / "model"
-        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
-        raise DataError(f"{path} holds no model (no config.json){hint}")
-    wanted, found = form.layout.model_type, read_json(path / "config.json").get("model_type")
+        hint = f"; did you mean {inside}?" if (inside / file).is_file() else ""
+        raise DataError(f"{path} holds no {what} (no {file}){hint}")
+    wanted, found = form.layout.model_type, read_json(path / CONFIG_FILE).get("model_type")
     if found != wanted:
         raise ConfigError(
             f"this needs a {form.__name__} (model_type {wanted!r}), {path} holds {found!r}"

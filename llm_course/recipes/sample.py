@@ -66,9 +66,7 @@ def generate_command(*, model: str, device: str, samples: int, **options: Any) -
     """What the command line does: load, sample, print."""
     chosen = choose_device(device)
     if samples > 1 and not options["temperature"]:
-        raise ConfigError(
-            f"samples = {samples} would all be the same text at temperature 0: raise --temperature"
-        )
+        raise ConfigError(f"samples = {samples} are alike at temperature 0: raise --temperature")
     network, tokenizer = load_for_generation(model)
     network.to(chosen)
     texts = sample_texts(network, tokenizer, samples=samples, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llm_course.configs import DataConfig
@@ -15,20 +15,18 @@ TOWN_VALIDATION = 500
 TOKENIZER_DOCUMENTS = 20_000  # pieces of more stories are the same
 
 
-def check_sizes(data: DataConfig, n_positions: int) -> None:
-    """Refuse rows that are longer than the model's table of positions, and a file named twice.
+def check_sizes(data: DataConfig, positions: int) -> None:
+    """Refuse rows that are longer than the model's table of positions, and a file named twice."""
+    if data.context > positions:
+        raise ConfigError(f"context must be at most n_positions = {positions}, got {data.context}")
+    check_different("data_files", data.data_files)
 
-    Its end would be validation, and be in the training text too.
-    """
-    if data.context > n_positions:
-        raise ConfigError(
-            f"context must be at most n_positions = {n_positions}, got {data.context}"
-        )
-    seen: set[Path] = set()
-    for file in data.data_files:
-        if (path := Path(file).resolve()) in seen:
-            raise ConfigError(f"data_files must be different files, got {file!r} twice")
-        seen.add(path)
+
+def check_different(names: str, files: Sequence[str]) -> None:
+    """Refuse a file that is named twice: what is learnt from would be judged by too."""
+    paths = [Path(file).resolve() for file in files]
+    if again := next((path for path in paths if paths.count(path) > 1), None):
+        raise ConfigError(f"{names} must differ, got {str(again)!r} twice")
 
 
 def is_plain_text(files: Iterable[str]) -> bool:

@@ -75,9 +75,7 @@ def prepare_translation(
 def _data(config: PairConfig, n_positions: int) -> PairData:
     """One vocabulary for both languages, and batches of the pairs that `min_count` leaves."""
     sets = _sets(config)
-    kept = {
-        name: frequent(pairs, sets["training"], config.min_count) for name, pairs in sets.items()
-    }
+    kept = {name: frequent(each, sets["training"], config.min_count) for name, each in sets.items()}
     if empty := [name for name, pairs in kept.items() if not pairs]:
         raise DataError(
             f"min_count = {config.min_count} leaves none of the {len(sets[empty[0]])} pairs of the "
@@ -86,15 +84,12 @@ def _data(config: PairConfig, n_positions: int) -> PairData:
     training, validation, tests = kept.pop("training"), kept.pop("validation"), kept
     texts = [text for pair in training for text in pair]
     tokenizer = Tokenizer.train(texts, kind=config.tokenizer, vocab_size=config.vocab_size)
-    options: dict[str, Any] = {
-        "pad_id": tokenizer.pad_id,
-        "start_id": tokenizer.bos_id,
-        "context": n_positions,
-    }
+    ids: dict[str, Any] = {"pad_id": tokenizer.pad_id, "start_id": tokenizer.bos_id}
+    paired = partial(Pairs, context=n_positions, **ids)
     for found in tests.values():  # too long a pair is refused now, and not after the training
-        Pairs(*encode_pairs(tokenizer, found), **options)
-    rows = Pairs(*encode_pairs(tokenizer, training), long_pairs="drop", **options)
-    held_out = Pairs(*encode_pairs(tokenizer, validation), **options)
+        paired(*encode_pairs(tokenizer, found))
+    rows = paired(*encode_pairs(tokenizer, training), long_pairs="drop")
+    held_out = paired(*encode_pairs(tokenizer, validation))
     return PairData(
         tokenizer=tokenizer,
         train=Batches(rows, config.batch_size, seed=config.seed, pool=config.pool),

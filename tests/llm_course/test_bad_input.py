@@ -308,7 +308,7 @@ CASES: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
         "a file twice",
         pretrain(data_files=("mine.txt", "mine.txt")),
         ConfigError,
-        "different files.*mine.txt",
+        "data_files must differ.*mine.txt",
     ),
     (
         "text and table",
