@@ -779,11 +779,11 @@ ch13.check_most_frequent_pair(most_frequent_pair)
 # %% [markdown]
 # ```{exercise} The learning rate
 # :label: ex-13-lr
-# *10 minutes, easy.* Write `learning_rate(step, max_steps, warmup_steps, lr, min_lr)`: linear
-# from 0 to `lr` over the first `warmup_steps` updates, then down to `min_lr` at
-# `max_steps`. Many large models use a cosine there in place of our straight line: with {math}`d` from 0 to 1 after the
-# warm-up, the rate is `min_lr + (lr - min_lr) * (1 + cos(pi * d)) / 2`. Steps count from 1: in the last step of
-# the warm-up the rate is `lr` exactly.
+# *10 minutes, easy.* Many large models let the rate fall along a cosine in place of our straight line. Write
+# `learning_rate(step, max_steps, warmup_steps, lr, min_lr)` as `train` has it with `schedule="cosine"`. Steps
+# count from 1. In the warm-up the rate is `lr * step / (warmup_steps + 1)`: no update has the rate 0, and the first
+# one after the warm-up has `lr`. From there, with {math}`d` = `(step - 1 - warmup_steps) / (max_steps - warmup_steps)`,
+# it is `min_lr + (lr - min_lr) * (1 + cos(pi * d)) / 2`.
 # ```
 
 # %% [markdown]
@@ -798,8 +798,8 @@ def learning_rate(
 ) -> float:
     ### BEGIN SOLUTION
     if step <= warmup_steps:
-        return lr * step / warmup_steps
-    done = (step - warmup_steps) / (max_steps - warmup_steps)
+        return lr * step / (warmup_steps + 1)
+    done = (step - 1 - warmup_steps) / (max_steps - warmup_steps)
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2
     ### END SOLUTION
 

@@ -68,7 +68,13 @@ def check_masked_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) -> Non
     labels[0, 2] = 0
     picked = at_labels(logits.log_softmax(-1), labels)
     before = logits.clone(), labels.clone()
-    got = answer(logits, labels)
+    try:
+        got = answer(logits, labels)
+    except NotImplementedError:  # a blank; it is a RuntimeError too
+        raise
+    except (RuntimeError, IndexError) as error:
+        advice = "-100 is no id: put another one there, in a copy, before you look tokens up"
+        raise CheckFailed(f"masked_loss stopped with {error}. Hint: {advice}") from error
     for name, now, then in zip(("logits", "labels"), (logits, labels), before):
         if not torch.equal(now, then):
             raise CheckFailed(

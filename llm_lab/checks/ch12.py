@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from llm_course.configs import GPTConfig
 from llm_course.models.gpt import GPT
@@ -58,16 +61,21 @@ def check_next_token_loss(answer: Callable[[Tensor, Tensor], Tensor | float]) ->
     passed("the loss is shifted once, counted once, and in nats")
 
 
-def check_total_probability(answer: Callable[[GPT, int, int, int], float]) -> None:
+def check_total_probability(answer: Callable[[Any, int, int, int], float]) -> None:
     """The chain rule F13, summed over all texts."""
-    for vocab_size, n in ((3, 2), (4, 3)):
-        total = answer(_tiny_gpt(vocab_size), vocab_size, n, 0)
+    # Where an output has seen its token, the sum is not 1: it must be computed.
+    leaky = _Leaky(_tiny_gpt(3), 0, 20.0)
+    for model, vocab_size, n in ((_tiny_gpt(3), 3, 2), (_tiny_gpt(4), 4, 3), (leaky, 3, 2)):
+        honest = "" if model is not leaky else " of a model that sees the future"
         expect_close(
-            total,
-            1.0,
-            name=f"total_probability of all {vocab_size}**{n} texts",
+            answer(model, vocab_size, n, 0),
+            _total_probability(model, vocab_size, n),
+            name=f"total_probability of all {vocab_size}**{n} texts{honest}",
             tolerance=1e-9,
             hints={
+                _total_probability(model, vocab_size, n, ahead=0): (
+                    "each output is asked about its own token: output i speaks about token i + 1"
+                ),
                 float(vocab_size): (
                     f"the sum is V = {vocab_size}: the first token has no factor. Put BOS before it"
                 ),
@@ -76,6 +84,13 @@ def check_total_probability(answer: Callable[[GPT, int, int, int], float]) -> No
             },
         )
     passed("all texts together have the probability 1")
+
+
+@torch.no_grad()
+def _total_probability(model: nn.Module, vocab_size: int, n: int, ahead: int = 1) -> float:
+    rows = torch.tensor([(0, *text) for text in product(range(vocab_size), repeat=n)])
+    log_p = model(rows).log_softmax(-1)[:, 1 - ahead : n + 1 - ahead]
+    return at_labels(log_p, rows[:, 1:]).sum(1).exp().sum().item()
 
 
 def check_bits_per_byte(answer: Callable[[float, int, str], float]) -> None:
@@ -102,7 +117,7 @@ def check_bits_per_byte(answer: Callable[[float, int, str], float]) -> None:
 
 
 class _Leaky(nn.Module):
-    """A GPT whose output at one position also looks at the next token."""
+    """A GPT whose output at one position leans towards the next token."""
 
     def __init__(self, model: GPT, position: int, size: float) -> None:
         super().__init__()
@@ -110,7 +125,8 @@ class _Leaky(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         logits = self.model(input_ids).clone()
-        logits[:, self.position] += self.size * input_ids[:, self.position + 1, None]
+        following = one_hot(input_ids[:, self.position + 1], logits.shape[-1])
+        logits[:, self.position] += self.size * following
         return logits
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from llm_course.configs import TrainConfig
+from llm_course.training.optim import learning_rate
 from llm_lab.checks.grading import CheckFailed, expect_close, passed
 
 
@@ -68,31 +70,30 @@ def check_most_frequent_pair(answer: Callable[[dict[tuple[str, ...], int]], Any]
 
 
 def check_learning_rate(answer: Callable[[int, int, int, float, float], float]) -> None:
-    """Linear warm-up, then a cosine."""
+    """The schedule of `train`: linear warm-up, then a cosine."""
     max_steps, warmup, lr, low = 100, 20, 2.0, 0.5
+    config = TrainConfig(max_steps=max_steps, warmup_steps=warmup, lr=lr, min_lr=low)
 
     def cosine(done: float) -> float:
         return low + (lr - low) * (1 + math.cos(math.pi * done)) / 2
 
     for step in (1, 10, 20, 21, 60, 99, 100):
-        right = lr * step / warmup if step <= warmup else cosine((step - warmup) / 80)
-        linear = lr + (low - lr) * (step - warmup) / 80
-        quarter = low + (lr - low) * math.cos(math.pi / 2 * (step - warmup) / 80)
+        done = (step - 1 - warmup) / 80
+        quarter = low + (lr - low) * math.cos(math.pi / 2 * done)
         constant = {lr: "the rate does not change here: warm up, then fall"}
         expect_close(
             answer(step, max_steps, warmup, lr, low),
-            right,
+            learning_rate(step, config),
             name=f"learning_rate at step {step} of {max_steps}, warm-up {warmup}",
             hints={
-                lr * (step - 1) / warmup: "steps count from 1: the first rate is above 0",
-                low + (lr - low) * step / warmup: "the warm-up begins at 0, not at min_lr",
-                cosine(step / max_steps): "the cosine begins after the warm-up, not at step 0",
-                linear: "this falls along a straight line: use a cosine",
-                lr * (1 + math.cos(math.pi * (step - warmup) / 80)) / 2: "ends at min_lr, not at 0",
+                lr * (step - 1) / (warmup + 1): "steps count from 1: the first rate is above 0",
+                lr * step / warmup: "divide by warmup_steps + 1: the step after the warm-up has lr",
+                low + (lr - low) * step / (warmup + 1): "the warm-up begins at 0, not at min_lr",
+                cosine((step - 1) / max_steps): "the cosine begins after the warm-up",
+                lr + (low - lr) * done: "this falls along a straight line: use a cosine",
+                lr * (1 + math.cos(math.pi * done)) / 2: "falls towards min_lr, not towards 0",
                 quarter: "this is a quarter of the wave: use (1 + cos(pi * d)) / 2",
-                cosine((step - warmup - 1) / 80): (
-                    "one step late: after the last step of the warm-up the rate falls at once"
-                ),
+                cosine(done + 1 / 80): "one step early: the step after the warm-up has lr itself",
                 **(constant if step != warmup + 1 else {}),
             },
         )

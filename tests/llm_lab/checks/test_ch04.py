@@ -73,6 +73,22 @@ def stream(
     return mixed / total if divides else mixed
 
 
+def at_once(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return (keys @ query / math.sqrt(len(query))).softmax(0) @ values
+
+
+def kept_scores(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return torch.stack([key @ query / math.sqrt(len(query)) for key in keys]).softmax(0) @ values
+
+
+def plain_numbers(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    total, mixed = 0.0, torch.zeros_like(values[0])
+    for key, value in zip(keys, values):
+        power = math.exp(float(query @ key) / math.sqrt(len(query)))
+        total, mixed = total + power, mixed + power * value
+    return mixed / total
+
+
 WRONG: Wrong = [
     (ch04.check_softmax_backward, lambda a, g: a * g, "only the diagonal"),
     (ch04.check_softmax_backward, lambda a, g: a * (1 - a) * g, "sigmoid"),
@@ -100,6 +116,9 @@ WRONG: Wrong = [
     (ch04.check_attention_share, lambda t, d: 2 * t / (4 * d), "ratio"),
     (ch04.check_streaming_attention, lambda *a: stream(*a, divides=False), "divide by the sum"),
     (ch04.check_streaming_attention, lambda *a: stream(*a, root=False), "root of d_k"),
+    (ch04.check_streaming_attention, at_once, "scores are there at once"),
+    (ch04.check_streaming_attention, kept_scores, "scores are there at once"),
+    (ch04.check_streaming_attention, plain_numbers, "not finite"),
     (ch04.check_streaming_attention, lambda *a: stream(*a, safe=False), "not finite"),
     (ch04.check_streaming_attention, lambda *a: stream(*a, values_shrink=False), "values is not"),
     (

@@ -28,13 +28,16 @@ def pads_counted(logits: Tensor, labels: Tensor) -> Tensor:
     return loss(logits, labels.clamp_min(0))
 
 
-def total(model: Any, vocab_size: int, n: int, bos: int, with_bos: bool = True) -> float:
+def total(
+    model: Any, vocab_size: int, n: int, bos: int, with_bos: bool = True, ahead: int = 1
+) -> float:
     rows = torch.tensor(list(itertools.product(range(vocab_size), repeat=n)))
     if with_bos:
         rows = torch.cat([torch.full((len(rows), 1), bos), rows], dim=1)
     with torch.no_grad():
         log_p = model(rows).log_softmax(-1)
-    return log_p[:, :-1].gather(-1, rows[:, 1:, None]).squeeze(-1).sum(1).exp().sum().item()
+    log_p = log_p[:, :-1] if ahead else log_p[:, 1:]
+    return log_p.gather(-1, rows[:, 1:, None]).squeeze(-1).sum(1).exp().sum().item()
 
 
 def leak(model: Any, vocab_size: int, length: int, places: Any = None, atol: float = 0.0) -> bool:
@@ -57,6 +60,8 @@ WRONG: Wrong = [
     (ch12.check_next_token_loss, lambda a, b: loss(a, b) / math.log(2), "bits"),
     (ch12.check_total_probability, lambda *a: total(*a, with_bos=False), "Put BOS before it"),
     (ch12.check_total_probability, lambda *a: total(*a) / a[1], "another first token"),
+    (ch12.check_total_probability, lambda *a: total(*a, ahead=0), "its own token"),
+    (ch12.check_total_probability, lambda *a: 1.0, "sees the future"),
     (ch12.check_bits_per_byte, lambda a, n, t: a * n / math.log(2) / len(t), "characters"),
     (ch12.check_bits_per_byte, lambda a, n, t: a * n / len(t.encode()), "nats"),
     (ch12.check_sees_the_future, lambda *a: False, "first output sees the second token"),

@@ -9,6 +9,8 @@ from typing import Any
 
 from check_answers import Right, Wrong
 
+from llm_course.configs import TrainConfig
+from llm_course.training.optim import learning_rate
 from llm_lab.checks import ch13
 
 
@@ -32,14 +34,22 @@ def merge(words: dict[tuple[str, ...], int], weighted: bool = True, ties: int = 
 
 def rate(step: int, total: int, warmup: int, lr: float, low: float) -> float:
     if step <= warmup:
-        return lr * step / warmup
-    return low + (lr - low) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        return lr * step / (warmup + 1)
+    return low + (lr - low) * (1 + math.cos(math.pi * (step - 1 - warmup) / (total - warmup))) / 2
+
+
+def packages(step: int, total: int, warmup: int, lr: float, low: float) -> float:
+    return learning_rate(step, TrainConfig(max_steps=total, warmup_steps=warmup, lr=lr, min_lr=low))
+
+
+def highest_before(step: int, total: int, warmup: int, lr: float, low: float) -> float:
+    return lr * step / warmup if step <= warmup else rate(step, total, warmup, lr, low)
 
 
 def linear(step: int, total: int, warmup: int, lr: float, low: float) -> float:
     if step <= warmup:
-        return lr * step / warmup
-    return lr + (low - lr) * (step - warmup) / (total - warmup)
+        return lr * step / (warmup + 1)
+    return lr + (low - lr) * (step - 1 - warmup) / (total - warmup)
 
 
 def shared(train: list[str], validation: list[str]) -> float:
@@ -48,12 +58,17 @@ def shared(train: list[str], validation: list[str]) -> float:
 
 
 def quarter(step: int, total: int, warmup: int, lr: float, low: float) -> float:
-    done = (step - warmup) / (total - warmup)
-    return lr * step / warmup if done <= 0 else low + (lr - low) * math.cos(math.pi / 2 * done)
+    done = (step - 1 - warmup) / (total - warmup)
+    rises = step <= warmup
+    return (
+        rate(step, total, warmup, lr, low)
+        if rises
+        else low + (lr - low) * math.cos(math.pi / 2 * done)
+    )
 
 
-def one_late(step: int, total: int, warmup: int, lr: float, low: float) -> float:
-    return rate(step if step <= warmup else step - 1, total, warmup, lr, low)
+def one_early(step: int, total: int, warmup: int, lr: float, low: float) -> float:
+    return rate(step if step <= warmup else step + 1, total, warmup, lr, low)
 
 
 def once_in_a_row(words: dict[tuple[str, ...], int]) -> tuple[str, str]:
@@ -74,6 +89,7 @@ RIGHT: Right = [
     (ch13.check_floor_ratio, ratio),
     (ch13.check_most_frequent_pair, merge),
     (ch13.check_learning_rate, rate),
+    (ch13.check_learning_rate, packages),
     (ch13.check_shared_share, shared),
 ]
 
@@ -86,7 +102,8 @@ WRONG: Wrong = [
     (ch13.check_most_frequent_pair, lambda w: list(merge(w)), "as a tuple"),
     (ch13.check_most_frequent_pair, once_in_a_row, "overlapping"),
     (ch13.check_learning_rate, quarter, "quarter of the wave"),
-    (ch13.check_learning_rate, one_late, "one step late"),
+    (ch13.check_learning_rate, one_early, "one step early"),
+    (ch13.check_learning_rate, highest_before, "the step after the warm-up has lr"),
     (ch13.check_learning_rate, lambda s, *a: rate(s - 1, *a), "count from 1"),
     (ch13.check_learning_rate, linear, "cosine"),
     (ch13.check_learning_rate, lambda s, t, w, lr, low: lr, "does not change"),
