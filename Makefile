@@ -49,8 +49,8 @@ $(BIN)/python:
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r .venv/browser.txt
 	touch $@
 
-book: .venv/book.stamp  ## build the whole book into _build/html (needs no torch)
-	$(BIN)/python tools/build_book.py
+book: .venv/book.stamp  ## build the whole book into _build/html, of this commit (needs no torch; DIRTY=1: with changes)
+	$(BIN)/python tools/build_book.py $(if $(DIRTY),--dirty)
 
 test: lint unit nbval  ## run every check and test, and validate every notebook
 
@@ -86,7 +86,7 @@ notebooks: .venv/dev.stamp  ## execute changed notebooks/*.py (or NAMES="12 13")
 	$(BIN)/python tools/notebooks.py $(NAMES)
 
 student: .venv/book.stamp  ## write student/: the notebooks without solutions
-	$(BIN)/python tools/student.py
+	$(BIN)/python tools/student.py $(if $(DIRTY),--dirty)
 
 coverage-map: | $(BIN)/python  ## which formulas, steps and claims of the source are covered, and where
 	$(BIN)/python tools/coverage_map.py

@@ -7,14 +7,26 @@ import json
 import os
 import re
 import urllib.request
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from llm_course.errors import DataError
 
 RESULTS = Path(__file__).parents[1] / "results"  # of a clone
+
+
+def installed_commit() -> str:
+    """The commit that pip installed; where it knows none, as from a wheel, today's `main`."""
+    for found in distributions(name="llm_course"):
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        if commit := origin.get("vcs_info", {}).get("commit_id"):
+            return str(commit)
+    return "main"
+
+
 # Where a notebook in Colab finds them: there the package is installed without its repository.
-ADDRESS = "https://raw.githubusercontent.com/llm-course/llm_course/v0.1.0/results"
+ADDRESS = f"https://raw.githubusercontent.com/llm-course/llm_course/{installed_commit()}/results"
 
 
 def load_result(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 00 Setting up and looking around
 #
-# [![Open in Colab](../book/_static/colab-badge.svg)](https://colab.research.google.com/github/llm-course/llm_course/blob/student/00_setup.ipynb)
+# BADGE
 #
 # **You will** check that your machine computes what the book shows, meet the parts of a chapter
 # and the sub-packages, and solve a first exercise with a check that explains what is wrong.
@@ -21,17 +21,8 @@
 # **Needs** Python. **Runs** in 10 seconds on one core. **Source** `llm_course/configs.py`,
 # `llm_town`.
 
-# %% tags=["remove-cell"]
-import sys
-
-# On Colab this installs the course; elsewhere it does nothing.
-if "google.colab" in sys.modules:
-    get_ipython().run_line_magic(
-        "pip",
-        "install -q --no-deps git+https://github.com/llm-course/llm_course@v0.1.0 "
-        "tyro docstring-parser typeguard jaxtyping wadler-lindig "
-        "sacrebleu portalocker tabulate colorama ",
-    )
+# %% [markdown]
+# COLAB
 
 # %%
 import inspect
@@ -51,8 +42,9 @@ torch.set_num_threads(1)
 # This notebook imports the package, computes a few numbers whose values are known, and compares.
 # If all its cells run, the package is installed and the later chapters find what they need.
 #
-# The first code cell of every notebook is hidden on the page. In Colab it installs the package,
-# and leaves torch and numpy as they are. Anywhere else it does nothing.
+# The first code cell of every notebook is hidden on the page. Where the package is missing, as in
+# Colab, it installs it, in the version of the page that you came from. It leaves torch and numpy
+# as they are, and names what is too old. Where the package is installed it does nothing.
 
 # %%
 parts = torch.__version__.split("+")[0].split(".")

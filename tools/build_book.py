@@ -6,6 +6,7 @@ it, the student edition is put beside the pages and the site is checked.
 
 from __future__ import annotations
 
+import argparse
 import filecmp
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+import colab
 import coverage_map
 import student
 from site_check import check_site, toc_pages
@@ -74,7 +76,19 @@ def build() -> int:
     return code
 
 
+def pin(site: Path, commit: str) -> None:
+    """Let the badges of all pages open the notebooks of this commit."""
+    for pattern in ("**/*.html", "_sources/**/*.ipynb"):
+        for page in site.glob(pattern):
+            text = page.read_text(encoding="utf-8")
+            if (pinned := colab.at_commit(text, commit)) != text:
+                page.write_text(pinned, encoding="utf-8")
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description="build the book into _build/html")
+    parser.add_argument("--dirty", action="store_true", help="although files are not committed")
+    commit = colab.page_commit(parser.parse_args().dirty)
     copy_mathjax()
     coverage_map.write_page()
     if code := build():
@@ -82,13 +96,15 @@ def main() -> int:
         return code
     # Sphinx copies these only when it also builds a page.
     copy_changed(STATIC, SITE / "_static", (p for p in STATIC.rglob("*") if p.is_file()))
-    notebooks = student.write_all(SITE / "student")
+    pin(SITE, commit)
+    notebooks = student.write_all(SITE / "student", commit=commit)
     problems = check_site(ROOT / "_toc.yml", SITE)
     for problem in problems:
         print(f"make book: {problem}", file=sys.stderr)
     if not problems:
         pages = len(toc_pages(ROOT / "_toc.yml"))
         print(f"make book: {pages} pages and {len(notebooks)} student notebooks in {SITE}")
+        print(f"make book: the badges open the notebooks of {commit[:12]}")
         print("make book: every page is there, no dead link, nothing loads from another host")
     return int(bool(problems))
 

@@ -1,6 +1,6 @@
 """The student edition: the notebooks without solutions and outputs, in plain Markdown.
 
-    make student        writes student/NN_topic.ipynb for every notebook
+    make student        writes student/NN_topic.ipynb for every notebook, of the commit checked out
 
 Between `{solution-start}` and `{solution-end}` the text goes, and a code cell stays only if it has
 `### BEGIN SOLUTION` and `### END SOLUTION`: what stands between these becomes one line that raises.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from colab import BADGE_IMAGE
+from colab import BADGE_IMAGE, BRANCH, add_edition, at_commit, page_commit
 from plain_markdown import plain_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,7 +108,7 @@ def solution_lines(notebook: Cell) -> set[str]:
     return {line for line in hidden - shown if line}
 
 
-def write_all(target: Path, source: Path = ROOT / "notebooks") -> list[Path]:
+def write_all(target: Path, source: Path = ROOT / "notebooks", commit: str = BRANCH) -> list[Path]:
     """Write the student edition of every notebook, remove stale files, and return the paths."""
     target.mkdir(parents=True, exist_ok=True)
     written = []
@@ -117,7 +117,7 @@ def write_all(target: Path, source: Path = ROOT / "notebooks") -> list[Path]:
             edition = student_edition(nbformat.read(path, as_version=4))
         except ValueError as error:
             raise SolutionError(f"{path.name}: {error}") from error
-        text = nbformat.writes(edition) + "\n"
+        text = at_commit(nbformat.writes(edition) + "\n", commit)
         written.append(target / path.name)
         if not written[-1].is_file() or written[-1].read_text(encoding="utf-8") != text:
             written[-1].write_text(text, encoding="utf-8")
@@ -129,8 +129,14 @@ def write_all(target: Path, source: Path = ROOT / "notebooks") -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="write the notebooks without solutions")
     parser.add_argument("--out", type=Path, default=ROOT / "student", help="target folder")
-    for path in write_all(parser.parse_args().out):
+    parser.add_argument("--dirty", action="store_true", help="although files are not committed")
+    parser.add_argument("--branch", type=Path, help="the checked-out branch to add this edition to")
+    arguments = parser.parse_args()
+    commit = page_commit(arguments.dirty)
+    for path in write_all(arguments.out, commit=commit):
         print(path)
+    if arguments.branch:
+        add_edition(arguments.branch, arguments.out, commit)
 
 
 if __name__ == "__main__":

@@ -366,12 +366,33 @@ def test_a_failing_cell_writes_nothing(tmp_path: Path) -> None:
     assert not path.with_suffix(".ipynb").exists()
 
 
-def test_the_colab_cell_does_nothing_elsewhere_and_touches_neither_torch_nor_numpy() -> None:
-    import llm_course
-
+def test_the_first_cell_does_nothing_where_the_course_is_and_touches_neither_torch_nor_numpy() -> (
+    None
+):
     names = set(re.findall(r"[\w-]+", colab.cell()))
     assert "--no-deps" in colab.cell()
     assert not names & {"torch", "numpy"}
-    assert f"v{llm_course.__version__}" == colab.TAG
     run = subprocess.run([sys.executable, "-c", colab.cell()], capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_the_first_cell_installs_where_the_course_is_missing_and_names_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Shell:
+        def run_line_magic(self, name: str, line: str) -> None:
+            asked.append((name, line))
+
+    needs = ["torch>=99", "numpy>=1", "not-there-at-all", "nothing; extra == 'dev'"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
+    exec(colab.cell(), {"get_ipython": Shell})
+    assert [name for name, _ in asked] == ["pip"]
+    assert "--no-deps git+https://github.com/llm-course/llm_course@main tyro" in asked[0][1]
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "Missing or too old: %pip install 'torch>=99'",
+        "Missing or too old: %pip install 'not-there-at-all'",
+    ]

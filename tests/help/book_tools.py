@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
+build_book = import_module("build_book")
 colab = import_module("colab")
 coverage_map = import_module("coverage_map")
 hygiene = import_module("hygiene")

@@ -58,7 +58,7 @@ def test_without_a_clone_the_result_comes_from_the_repository(
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     assert load_result("town") == {"name": "town"}
     place = colab.REPOSITORY
-    assert asked == [f"https://raw.githubusercontent.com/{place}/{colab.TAG}/results/town.json"]
+    assert asked == [f"https://raw.githubusercontent.com/{place}/main/results/town.json"]
 
     def no_network(address: str, timeout: float) -> Answer:
         raise urllib.error.URLError("no network")
@@ -82,6 +82,26 @@ def stored(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / "mine" / name).write_bytes(content)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("origin", "commit"),
+    [
+        ({"url": "https://x", "vcs_info": {"vcs": "git", "commit_id": "c" * 40}}, "c" * 40),
+        ({"url": "file:///x", "dir_info": {"editable": True}}, "main"),
+        (None, "main"),
+    ],
+)
+def test_results_are_those_of_the_commit_that_was_installed(
+    origin: Any, commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "llm_course-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-course\nVersion: 9\n")
+    if origin is not None:
+        (info / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert results.installed_commit() == commit
 
 
 @pytest.fixture
