@@ -6,9 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_DISABLE ?= 1
-# Threads that wait sleep, also where torch is loaded before llm_course: beside a busy program, spinning
-# ones are many times slower.
+# Threads that wait spin for a moment, then sleep, also where torch is loaded before llm_course, which sets
+# the same: beside a busy program, those that spin on are many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 2000
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 NOTEBOOKS := $(wildcard notebooks/*.py)

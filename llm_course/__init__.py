@@ -2,10 +2,11 @@
 
 Names are imported when they are first used, so `import llm_course` costs nothing.
 
-It sets OMP_WAIT_POLICY to PASSIVE, unless you have set it, GOMP_SPINCOUNT or KMP_BLOCKTIME: torch's
-threads then sleep where they wait for each other. By default they spin, and beside a busy program
-training gets many times slower. torch reads the variable when it is loaded, so import `llm_course`
-before `torch`, or set it in the shell; after `import torch` only `torch.set_num_threads(1)` helps.
+It sets OMP_WAIT_POLICY and GOMP_SPINCOUNT, unless you have set one of them or KMP_BLOCKTIME: where
+torch's threads wait for each other they spin for some microseconds, then sleep. By default they
+spin on, and beside a busy program training gets many times slower; if they sleep at once, waking
+them can take half of the time. torch reads the variables when it is loaded, so import `llm_course`
+before `torch`, or set them in the shell; then only `torch.set_num_threads(1)` helps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
 if TYPE_CHECKING:  # what type checkers and editors see; the table below is what runs
     from llm_course.configs import BERTConfig as BERTConfig

@@ -197,16 +197,17 @@ def waiting(**chosen: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("chosen", "policy"),
     [
-        ({}, "PASSIVE"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        ({"GOMP_SPINCOUNT": "100"}, "None"),
-        ({"KMP_BLOCKTIME": "1"}, "None"),
+        ({}, "PASSIVE 2000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "100"}, "None 100"),
+        ({"KMP_BLOCKTIME": "1"}, "None None"),
     ],
 )
-def test_waiting_threads_sleep_unless_the_user_has_chosen(
+def test_waiting_threads_spin_shortly_and_sleep_unless_the_user_has_chosen(
     chosen: dict[str, str], policy: str
 ) -> None:
-    code = "import os, llm_course; print(os.environ.get('OMP_WAIT_POLICY'))"
+    names = "'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'"
+    code = f"import os, llm_course; print(*map(os.environ.get, ({names})))"
     assert python(code, waiting(**chosen)).stdout.strip() == policy
 
 
@@ -219,7 +220,7 @@ def test_torch_obeys_where_it_is_loaded_after_the_package_and_not_before() -> No
         if found is None:
             pytest.skip("this torch has another library of threads")
         spins[order] = int(found[1])
-    assert spins["llm_course, torch"] == 0 < spins["torch, llm_course"]
+    assert spins["llm_course, torch"] == 2000 < spins["torch, llm_course"]
 
 
 @pytest.mark.parametrize("command", ["", "pretrain", "generate", "doctor"])

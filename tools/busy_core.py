@@ -2,9 +2,9 @@
 
     python tools/busy_core.py
 
-Once with the package's policy for threads that wait (OMP_WAIT_POLICY=PASSIVE: they sleep), and
-once with torch loaded first, so that they spin as by default. Each figure is a fresh process, since
-torch reads the policy when it is loaded. Run it where nothing else runs; it takes two minutes.
+Once with the package's policy for threads that wait (they spin for a moment, then sleep), and
+once with torch loaded first, so that they spin on as by default. Each figure is a fresh process,
+since torch reads the policy when it is loaded. Run it where nothing else runs: two minutes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def fresh(policy: str, n_busy: int) -> float:
     for other in others:
         other.kill()
     result: dict[str, float] = json.loads(done.stdout)
-    name = {"sleep": "threads that wait sleep", "spin": "threads that wait spin"}[policy]
+    name = {"sleep": "threads that wait soon sleep", "spin": "threads that wait spin"}[policy]
     beside = "beside a busy process" if n_busy else "alone"
     speed = result["tokens_per_second"]
     print(f"{name}, {result['threads']} threads, {beside}: {speed:,.0f} tokens/s", flush=True)

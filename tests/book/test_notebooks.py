@@ -376,22 +376,27 @@ def test_the_first_cell_does_nothing_where_the_course_is_and_touches_neither_tor
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_the_first_cell_installs_where_the_course_is_missing_and_names_what_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[tuple[str, str]] = []
+MISSING = """
+import importlib.metadata, importlib.util
 
-    class Shell:
-        def run_line_magic(self, name: str, line: str) -> None:
-            asked.append((name, line))
+class Shell:
+    def run_line_magic(self, name, line):
+        print(name, line)
 
-    needs = ["torch>=99", "numpy>=1", "not-there-at-all", "nothing; extra == 'dev'"]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
-    exec(colab.cell(), {"get_ipython": Shell})
-    assert [name for name, _ in asked] == ["pip"]
-    assert "--no-deps git+https://github.com/llm-course/llm_course@main tyro" in asked[0][1]
-    said = capsys.readouterr().out.splitlines()
+get_ipython = Shell
+importlib.util.find_spec = lambda name: None
+needs = ["torch>=99", "numpy>=1", "not-there-at-all", "nothing; extra == 'dev'"]
+importlib.metadata.requires = lambda name: needs
+"""
+
+
+def test_the_first_cell_installs_where_the_course_is_missing_and_names_what_does_not_fit() -> None:
+    code = MISSING + colab.cell()
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    installed, *said = run.stdout.splitlines()
+    place = f"git+https://github.com/{colab.REPOSITORY}@{colab.BRANCH}"
+    assert installed.startswith(f"pip install -q --no-deps {place} tyro ")
     assert said == [
         "Missing or too old: %pip install 'torch>=99'",
         "Missing or too old: %pip install 'not-there-at-all'",
