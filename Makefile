@@ -63,6 +63,7 @@ lint: .venv/dev.stamp  ## ruff, types, room order, spelling, workflows
 	lint-imports
 	codespell
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	yamllint -s .github _toc.yml _config.yml .pre-commit-config.yaml environment.yml
 
 unit: .venv/dev.stamp  ## the tests of the package, the tools and the pages
