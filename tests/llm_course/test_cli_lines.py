@@ -81,7 +81,6 @@ PRINTED: dict[str, dict[str, Any]] = {
         "pair_column": "second",
         "label_column": "same",
     },
-    "predict": {},
     'predict --model runs/mood/model --text "Mara was happy, because the soup was good."': {
         "model": "runs/mood/model",
         "text": "Mara was happy, because the soup was good.",
