@@ -86,11 +86,11 @@ def train(
     other processes cannot follow, the newest checkpoint stays and the message names it.
 
     `resume` continues from the newest checkpoint that verifies, or starts afresh, and is equal to
-    the last bit to a run that was never left. `max_steps` and `warmup_steps` may be others:
-    the rate follows them from there on. With `patience` the model ends with its best weights, and
-    `model/` has the best so far. Dropout has its own state of torch's global generators, seeded
-    here and put away at each yield. `settings` is what else the run is made with, as plain values:
-    saved, and refused where a resumed run has others.
+    the last bit to a run that was never left. `max_steps` may be another one, and then
+    `warmup_steps` too: the rate follows them from there on. With `patience` the model ends with its
+    best weights, and `model/` has the best so far. Dropout has its own state of torch's global
+    generators, seeded here and put away at each yield. `settings` is what else the run is made
+    with, as plain values: saved, and refused where a resumed run has others.
 
     Raises ConfigError, DataError (no label counts, no batches), CheckpointError (damaged, or of
     another run), RunInUseError, FloatingPointError (a gradient that is not finite).
@@ -227,7 +227,7 @@ class _Run:
         drawn = list(islice(self._batches, self.config.accumulation))
         tokens = sum(map(tokens_in, drawn))  # before they are on the device
         batches = [to_device(batch, self.device) for batch in drawn]
-        counts_of = getattr(self.loss_fn, "counts", None)
+        counts = getattr(self.loss_fn, "counts", None)
         try:
             if self.shared is None:
                 with self.precision.autocast():
@@ -235,13 +235,7 @@ class _Run:
                 if self.config.compile:
                     self.shared.compile()
             return accumulate(
-                self.shared,
-                batches,
-                self.precision,
-                self.scaler,
-                counts_of,
-                tokens,
-                self.n_processes,
+                self.shared, batches, self.precision, self.scaler, counts, tokens, self.n_processes
             )
         except torch.OutOfMemoryError as error:
             shapes = {k: tuple(v.shape) for k, v in batches[0].items() if isinstance(v, Tensor)}

@@ -202,8 +202,8 @@ def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 # What may change when a run is resumed: where, how often and how long, not what is computed. Of
 # accumulation only its product with the number of processes counts (`batches_per_update`).
 FREE_FIELDS = {
-    *("accumulation", "device", "compile", "parallel", "max_steps", "warmup_steps"),
-    *("eval_every", "patience", "save_every", "keep_checkpoints", "non_finite", "tensorboard"),
+    *("accumulation", "device", "compile", "parallel", "eval_every", "patience"),
+    *("save_every", "keep_checkpoints", "non_finite", "tensorboard"),
 }
 
 
@@ -226,9 +226,12 @@ def made_with(
 
 def refuse_another_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """CheckpointError where two `made_with` differ: each name with both values."""
+    # A run may become longer or shorter, and then its warm-up too.
+    length = "training.max_steps"
+    free = {length, "training.warmup_steps"} if saved.get(length) != now.get(length) else set()
     faults = [
         f"{name} was {_short(saved.get(name))} and is {_short(now.get(name))}"
-        for name in sorted(saved.keys() | now.keys())
+        for name in sorted((saved.keys() | now.keys()) - free)
         if saved.get(name) != now.get(name)
     ]
     if faults:

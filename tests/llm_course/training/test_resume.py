@@ -141,6 +141,7 @@ def test_a_model_that_cannot_be_written_whole_leaves_the_one_before(tmp_path: Pa
     [
         ({"lr": 1e-2}, r"training\.lr was 0\.003 and is 0\.01"),
         ({"schedule": "linear"}, r"training\.schedule was 'cosine' and is 'linear'"),
+        ({"warmup_steps": 2}, r"training\.warmup_steps was 5 and is 2"),
         ({"weight_decay": 0.2}, r"training\.weight_decay"),
         ({"beta2": 0.99}, r"training\.beta2"),
         ({"clip_norm": 2.0}, r"training\.clip_norm"),
