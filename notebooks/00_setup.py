@@ -34,8 +34,6 @@ import torch
 import llm_course
 from llm_lab.checks import ch00
 
-torch.set_num_threads(1)
-
 # %% [markdown]
 # ## Why this notebook exists
 #
@@ -44,7 +42,7 @@ torch.set_num_threads(1)
 #
 # The first code cell of every notebook is hidden on the page. Where the package is missing, as in
 # Colab, it installs it, in the version of the page that you came from. It leaves torch and numpy
-# as they are, and names what is too old. Where the package is installed it does nothing.
+# as they are, and names what is too old. Where the package is installed it only imports it.
 
 # %%
 parts = torch.__version__.split("+")[0].split(".")

@@ -43,7 +43,6 @@ from llm_lab.costs import DEVICES, Device
 from llm_lab.pictures.measured import measured
 from llm_town import generate_documents
 
-torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 PINK, ORANGE = "#CC79A7", "#E69F00"

@@ -49,8 +49,6 @@ from llm_lab.pictures.measured import measured
 from llm_town import generate_documents, tokenize
 from llm_town.tasks import entities
 
-torch.set_num_threads(1)
-
 # %% [markdown]
 # ## Pretraining and fine-tuning
 #

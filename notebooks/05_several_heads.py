@@ -66,7 +66,6 @@ from llm_lab.pictures.measured import measured
 from llm_lab.starts import copying
 from llm_town import generate_documents, spans
 
-torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 PINK, YELLOW = "#CC79A7", "#E69F00"

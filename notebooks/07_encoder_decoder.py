@@ -65,7 +65,6 @@ from llm_lab.pictures.curves import plot_losses
 from llm_lab.pictures.head_measures import best_head, relation_mass
 from llm_lab.pictures.measured import measured
 
-torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]

@@ -63,8 +63,6 @@ from llm_lab.pictures.measured import measured
 from llm_lab.results import load_result
 from llm_town.tasks import translation
 
-torch.set_num_threads(1)
-
 # %% [markdown]
 # ## The pairs
 #

@@ -51,7 +51,6 @@ from llm_lab.pictures.masking import masking_view
 from llm_lab.pictures.measured import measured
 from llm_town import generate_documents
 
-torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]

@@ -68,8 +68,6 @@ from llm_town.conditionals import (
 from llm_town.references import references
 from llm_town.tasks import next_sentence
 
-torch.set_num_threads(1)
-
 # %% [markdown]
 # ## A corpus in a file
 #

@@ -80,7 +80,6 @@ from llm_town.document import BAD, GOOD
 from llm_town.grammar import town
 from llm_town.tasks import sentiment
 
-torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]

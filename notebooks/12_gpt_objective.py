@@ -47,7 +47,6 @@ from llm_lab.checks import ch12
 from llm_lab.pictures.measured import measured
 from llm_town import generate_documents
 
-torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]

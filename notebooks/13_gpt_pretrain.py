@@ -48,8 +48,6 @@ from llm_lab.starts import copying
 from llm_town import generate_documents, tokenize
 from llm_town.judge import judge
 
-torch.set_num_threads(1)
-
 # %% [markdown]
 # ## What the model will read
 #

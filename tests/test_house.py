@@ -15,7 +15,7 @@ from book_tools import ROOT
 
 # In lines. The aim for llm_course is 9,300: what the fine-tuning, the readers and the runs hold
 # above it goes when each is written anew, and the figure falls with it.
-BUDGETS = {"llm_course": 11_360, "llm_lab": 5_300, "llm_town": 3_000, "experiments": 1_600}
+BUDGETS = {"llm_course": 11_357, "llm_lab": 5_300, "llm_town": 3_000, "experiments": 1_600}
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 40  # lines without the docstring
 MOST_PARAMETERS = 7  # of a constructor

@@ -34,7 +34,7 @@ FILES = {
     "training/optim.py",
 }
 # Of these files, whole. The aim is 1,600.
-LINES = 1_770
+LINES = 1_760
 
 
 def entered(steps: Any) -> set[str]:

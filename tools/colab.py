@@ -63,7 +63,9 @@ if util.find_spec("llm_course") is None:
         except metadata.PackageNotFoundError:
             fits = False
         if not fits:
-            print(f"Missing or too old: %pip install '{{need}}'")"""
+            print(f"Missing or too old: %pip install '{{need}}'")
+
+import llm_course  # first of all: it sets how threads wait for each other"""
 
 
 def page_commit(dirty: bool = False, root: Path = ROOT) -> str:
